@@ -1,0 +1,121 @@
+"""A trained model on disk: safetensors and JSON, written so that a crash leaves the old one or the new one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from sparsecbm.backbone import Backbone, BackboneConfig
+from sparsecbm.bundle import Concept
+from sparsecbm.errors import CheckpointError
+from sparsecbm.folders import atomic_folder
+from sparsecbm.masks import UnitMasks
+from sparsecbm.model import SparseCBM
+from sparsecbm.tokens import TOKENIZER
+
+CHECKPOINT_VERSION = 1
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+_HEAD_MASKS, _NEURON_MASKS = "masks.heads", "masks.neurons"
+
+
+class CheckpointConfig(BaseModel):
+    """``config.json``: all of a model but its weights, masks and tokeniser."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    checkpoint_version: Literal[1] = 1
+    name: str
+    backbone: BackboneConfig
+    concepts: list[Concept]
+    labels: list[str]
+    trunk: int
+    width: int
+    max_tokens: int
+    training: dict[str, Any] = {}
+    evaluation: dict[str, Any] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A model with what it needs to read texts."""
+
+    config: CheckpointConfig
+    model: SparseCBM
+    tokenizer: str
+
+
+def save(checkpoint: Checkpoint, target: Path) -> None:
+    """Writes a checkpoint folder, replacing one that is there."""
+    tensors = {name: tensor.detach().contiguous() for name, tensor in checkpoint.model.state_dict().items()}
+    masks = checkpoint.model.masks
+    tensors |= {_HEAD_MASKS: masks.heads.to(torch.uint8), _NEURON_MASKS: masks.neurons.to(torch.uint8)}
+    config = checkpoint.config.model_dump(mode="json")
+    with atomic_folder(target) as folder:
+        save_file(tensors, folder / WEIGHTS)
+        (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+        (folder / TOKENIZER).write_text(checkpoint.tokenizer, encoding="utf-8")
+
+
+def _read_config(folder: Path) -> CheckpointConfig:
+    path = folder / CONFIG
+    if not path.is_file():
+        raise CheckpointError(f"{folder} is not a checkpoint: it has no {CONFIG}. Make one with 'sparsecbm train'.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path} is not JSON: {error}.") from error
+    version = content.get("checkpoint_version") if isinstance(content, dict) else None
+    if version != CHECKPOINT_VERSION:
+        raise CheckpointError(
+            f"{path} has checkpoint version {version!r}; this program reads version {CHECKPOINT_VERSION}. "
+            "Train again, or use the program that wrote it."
+        )
+    try:
+        return CheckpointConfig.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the top level"
+        raise CheckpointError(f"{path} is not a checkpoint's configuration, at {where}: {first['msg']}.") from error
+
+
+def load(folder: Path | str) -> Checkpoint:
+    """Reads a checkpoint folder.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, of another version, or of shapes that don't fit.
+    """
+    folder = Path(folder)
+    config = _read_config(folder)
+    try:
+        tensors = load_file(folder / WEIGHTS)
+        tokenizer = (folder / TOKENIZER).read_text(encoding="utf-8")
+    except (OSError, SafetensorError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{folder} can't be read as a checkpoint: {error}") from error
+    model = SparseCBM(Backbone(config.backbone), config.concepts, config.labels, config.trunk, config.width)
+    masks = UnitMasks(*(tensors.pop(name, torch.empty(0)).bool() for name in (_HEAD_MASKS, _NEURON_MASKS)))
+    for kind in ("heads", "neurons"):
+        found, wanted = getattr(masks, kind).shape, getattr(model.masks, kind).shape
+        if found != wanted:
+            raise CheckpointError(
+                f"{folder / WEIGHTS}: masks of {kind} have shape {list(found)}, but {CONFIG} asks for {list(wanted)}."
+            )
+    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    wrong = sorted(name for name in expected.keys() ^ tensors.keys())
+    wrong += sorted(name for name in expected.keys() & tensors.keys() if tensors[name].shape != expected[name])
+    if wrong:
+        raise CheckpointError(
+            f"{folder / WEIGHTS} doesn't fit {CONFIG}: {len(wrong)} tensor(s) are missing, too many or of another "
+            f"shape, first {wrong[0]!r}."
+        )
+    model.load_state_dict(tensors)
+    model.masks = masks
+    model.eval()
+    return Checkpoint(config, model, tokenizer)

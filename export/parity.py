@@ -1,0 +1,155 @@
+"""Whether an export answers as its checkpoint does, checked before the bundle is declared good."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import torch
+
+from export.graphs import EXPLAIN, PREDICT
+from sparsecbm.attribution import attribute
+from sparsecbm.bundle import Precision
+from sparsecbm.data import Dataset
+from sparsecbm.errors import ParityError
+from sparsecbm.evaluation import Outputs, judge, run
+from sparsecbm.model import SparseCBM
+from sparsecbm.tokens import batches, pad
+
+_GRADIENT_TEXTS = 32
+_BATCH = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """Least agreement that an export must reach.
+
+    Attributes:
+        agreement: share of concept values and of labels that are the same.
+        accuracy_loss: of concepts and label, in share of texts.
+        correlation: between the gradients of both, over tokens and over kept units.
+    """
+
+    agreement: float
+    accuracy_loss: float
+    correlation: float
+
+
+TOLERANCES: dict[Precision, Tolerance] = {
+    "fp32": Tolerance(agreement=0.998, accuracy_loss=0.002, correlation=0.9999),
+    "int8": Tolerance(agreement=0.95, accuracy_loss=0.01, correlation=0.97),
+}
+
+
+def open_session(path: Path) -> ort.InferenceSession:
+    """An ONNX Runtime session on the processor, as the server opens it."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    return ort.InferenceSession(
+        str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=["SkipLayerNormFusion"]
+    )
+
+
+def run_exported(session: ort.InferenceSession, ids: Sequence[np.ndarray], pad_id: int) -> Outputs:
+    """Runs ``predict.onnx`` over token ids."""
+    logits: list[np.ndarray] = [np.empty(0)] * len(ids)
+    vectors: list[np.ndarray] = [np.empty(0)] * len(ids)
+    for chosen in batches(np.array([len(row) for row in ids]), _BATCH):
+        padded, mask = pad([ids[index] for index in chosen], pad_id)
+        outputs = session.run(["logits", "vectors"], {"input_ids": padded, "attention_mask": mask})
+        for position, index in enumerate(chosen):
+            logits[index], vectors[index] = outputs[0][position], outputs[1][position]
+    return Outputs(torch.from_numpy(np.stack(logits)), torch.from_numpy(np.stack(vectors)))
+
+
+def _correlation(left: np.ndarray, right: np.ndarray) -> float:
+    return float(np.corrcoef(left.ravel(), right.ravel())[0, 1])
+
+
+def _gradient_parity(model: SparseCBM, session: ort.InferenceSession, ids: Sequence[np.ndarray]) -> dict[str, float]:
+    padded, mask = pad(ids, model.backbone.config.pad_id)
+    present = np.isfinite(model.absent_values.numpy()).astype(np.float32)
+    weights = np.broadcast_to(present, (len(ids), *present.shape)).copy()
+    weights[..., 0] = -1.0  # any direction in which the logits can differ
+    reference = attribute(model, torch.from_numpy(padded), torch.from_numpy(mask), torch.from_numpy(weights))
+    gates = [
+        np.broadcast_to(units.numpy().astype(np.float32), (len(ids), *units.shape)).copy()
+        for units in (model.masks.heads, model.masks.neurons)
+    ]
+    feeds = {"input_ids": padded, "attention_mask": mask, "value_weights": weights}
+    feeds |= {"head_gates": gates[0], "neuron_gates": gates[1]}
+    names = ["logits", "token_scores", "head_gradients", "neuron_gradients"]
+    logits, tokens, heads, neurons = session.run(names, feeds)
+    finite = np.isfinite(logits)
+    return {
+        "explain_logit_difference": float(np.abs(logits - reference.logits.numpy())[finite].max()),
+        "token_correlation": _correlation(tokens, reference.tokens.numpy()),
+        "head_correlation": _correlation(heads, reference.heads.numpy()),
+        "neuron_correlation": _correlation(neurons, reference.neurons.numpy()),
+    }
+
+
+def check_parity(
+    folder: Path, model: SparseCBM, data: Dataset, ids: Sequence[np.ndarray], precision: Precision
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Compares the graphs in a folder with the model that they were exported from.
+
+    Args:
+        folder: with both graphs.
+        model: in PyTorch.
+        data: real texts with labels.
+        ids: the texts as token ids.
+        precision: of the graphs; sets the tolerance.
+
+    Returns:
+        The parity figures, and the exported graph's evaluation figures on the data.
+
+    Raises:
+        ParityError: a figure is beyond its tolerance.
+    """
+    tolerance = TOLERANCES[precision]
+    expected = run(model, ids)
+    exported = run_exported(open_session(folder / PREDICT), ids, model.backbone.config.pad_id)
+    before, after = judge(model, data, expected), judge(model, data, exported)
+    finite = torch.isfinite(expected.logits)
+    labels = [
+        model.label_logits(output.logits.softmax(-1), output.vectors).argmax(-1) for output in (expected, exported)
+    ]
+    figures: dict[str, Any] = {
+        "texts": len(ids),
+        "logit_difference": float((expected.logits - exported.logits)[finite].abs().max()),
+        "value_agreement": float((expected.logits.argmax(-1) == exported.logits.argmax(-1)).float().mean()),
+        "label_agreement": float((labels[0] == labels[1]).float().mean()),
+        "concept_accuracy": {
+            "checkpoint": before["concept"]["accuracy"],
+            "export": after["concept"]["accuracy"],
+        },
+        "label_accuracy": {"checkpoint": before["label"]["accuracy"], "export": after["label"]["accuracy"]},
+        **_gradient_parity(model, open_session(folder / EXPLAIN), ids[:_GRADIENT_TEXTS]),
+    }
+    failures = [
+        f"{key} is {figures[key]:.4f}, must be at least {bound}"
+        for keys, bound in (
+            (("value_agreement", "label_agreement"), tolerance.agreement),
+            (("token_correlation", "head_correlation", "neuron_correlation"), tolerance.correlation),
+        )
+        for key in keys
+        if not figures[key] >= bound
+    ]
+    failures += [
+        f"{key} falls by {figures[key]['checkpoint'] - figures[key]['export']:.4f}, may fall by at most "
+        f"{tolerance.accuracy_loss}"
+        for key in ("concept_accuracy", "label_accuracy")
+        if not figures[key]["checkpoint"] - figures[key]["export"] <= tolerance.accuracy_loss
+    ]
+    if failures:
+        raise ParityError(
+            f"The {precision} export doesn't answer as its checkpoint does, so no bundle was written: "
+            f"{'; '.join(failures)}.",
+            figures,
+        )
+    return figures, after

@@ -1,0 +1,78 @@
+"""The Ray Serve deployment: replicas that each hold an engine and answer HTTP with the application."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import structlog
+from fastapi import FastAPI
+from ray import serve
+
+from serving import logs
+from serving.app import create_app
+from serving.batcher import Batcher
+from serving.engine import Engine, EngineSettings
+from serving.ledger import Ledger
+from serving.metrics import Metrics
+from serving.routes import Services
+from serving.settings import Settings
+
+_log = structlog.get_logger()
+
+NAME = "sparsecbm"
+_WARM_UP = "Great pasta, but the waiter was rude and the room was loud."
+
+
+class Replica:
+    """One process that holds the model.
+
+    Args:
+        settings: the server's settings.
+        metrics_folder: where this run's replicas keep their counts.
+    """
+
+    def __init__(self, settings: Settings, metrics_folder: Path) -> None:
+        logs.configure(settings.log_level)
+        self._engine = Engine.load(settings.bundle, EngineSettings(threads=settings.threads_per_replica))
+        self._metrics = Metrics(metrics_folder, self._engine.manifest)
+        self._ledger = Ledger(settings.ledger_url)
+        self._batcher = Batcher(self._engine, self._metrics, settings.max_queue, settings.max_batch)
+        self._settings = settings
+        # The first run of a graph plans its memory; better here than in a user's request.
+        self._engine.predict([_WARM_UP])
+        self._engine.observe = self._metrics.batch
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        services = Services(self._settings, self._engine, self._batcher, self._ledger, self._metrics)
+        return create_app(services, returns_id=False)
+
+    def check_health(self) -> None:
+        """Ray Serve replaces a replica whose batcher has ended.
+
+        Raises:
+            RuntimeError: it has.
+        """
+        if not self._batcher.alive:
+            raise RuntimeError("the batcher has ended")
+
+    def __del__(self) -> None:
+        for part in ("_metrics", "_ledger"):
+            if hasattr(self, part):
+                getattr(self, part).close()
+
+
+def application(settings: Settings, metrics_folder: Path) -> Any:
+    """The Ray Serve application of these settings, to be run or put into a cluster."""
+    replica = serve.deployment(
+        name=NAME,
+        num_replicas=settings.replicas,
+        # The batcher's queue is the bound; Serve must neither queue by itself nor refuse in its own words.
+        max_ongoing_requests=1_000_000,
+        health_check_period_s=5,
+        graceful_shutdown_wait_loop_s=0.2,
+        graceful_shutdown_timeout_s=20,
+        ray_actor_options={"num_cpus": 0},
+        logging_config={"enable_access_log": False, "log_level": "WARNING"},
+    )(serve.ingress()(Replica))
+    return replica.bind(settings, metrics_folder)

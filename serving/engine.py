@@ -1,0 +1,383 @@
+"""The engine: texts to answers, without HTTP or Ray.
+
+    engine = Engine.load("models/restaurant-reviews")
+    engine.predict(["Great pasta, but the waiter was rude."], explain={"tokens"})
+
+Texts are tokenised together, sorted by length, and run in batches with a budget of padded tokens. A run
+releases Python's lock, and an engine may be used by several threads.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Self
+
+import numpy as np
+import onnxruntime as ort
+from tokenizers import Encoding
+
+from serving.answers import AnswerWriter, Explanation
+from serving.bottleneck import LabelHead, Reading
+from serving.contract import Answer, Edit, Explain, Flipped, Level, Outcome
+from serving.graphs import EXPLAIN, PREDICT, Gradients, open_session
+from serving.masks import Units, describe_edits, edit_units, read_masks
+from sparsecbm.bundle import Manifest, read_bundle
+from sparsecbm.errors import BundleError, InputError, SparseCBMError
+from sparsecbm.tokens import TOKENIZER, pad, tokenizer_from_text
+
+
+@dataclass(frozen=True, slots=True)
+class Intervention:
+    """A correction to apply: to one text, at one level."""
+
+    text: str
+    corrections: Mapping[str, str]
+    level: Level = "concept"
+
+
+@dataclass(frozen=True, slots=True)
+class BatchStats:
+    """What one run of a graph took."""
+
+    texts: int
+    tokens: int
+    padded_tokens: int
+    tokenise_seconds: float
+    inference_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """How an engine runs.
+
+    Attributes:
+        threads: of one graph run.
+        token_budget: padded tokens of one run of the prediction graph.
+        explain_token_budget: padded tokens of one run of the explanation graph, which holds every
+            concept's full layers and so needs more memory.
+        edit_budget: most units that a mask-level intervention changes, as a share of the concept's kept ones.
+        edit_step: units changed between two looks at the result, likewise.
+    """
+
+    threads: int = 2
+    token_budget: int = 2048
+    explain_token_budget: int = 1024
+    edit_budget: float = 0.03
+    edit_step: float = 0.005
+
+
+@dataclass(frozen=True, slots=True)
+class _Texts:
+    """Tokenised texts: ids, whether they were cut, and character offsets where they were asked for."""
+
+    ids: list[np.ndarray]
+    truncated: list[bool]
+    offsets: list[list[tuple[int, int]]]
+    seconds: float
+
+
+@dataclass(slots=True)
+class _MaskEdit:
+    """A mask-level intervention under way."""
+
+    row: int
+    masks: np.ndarray  # [concepts, units] bool
+    targets: np.ndarray  # [concepts] int, -1 where not corrected
+    logits: np.ndarray  # [concepts, values]
+    vectors: np.ndarray  # [concepts, values, width]
+    reached: bool = False
+    rounds: int = 0
+
+
+class Engine:
+    """Answers for one bundle."""
+
+    def __init__(self, folder: Path, manifest: Manifest, settings: EngineSettings) -> None:
+        self.manifest = manifest
+        self.settings = settings
+        self.observe: Callable[[BatchStats], None] | None = None
+        self._folder = folder
+        try:
+            self._tokenizer = tokenizer_from_text((folder / TOKENIZER).read_text(encoding="utf-8"), manifest.max_tokens)
+        except (OSError, UnicodeDecodeError, SparseCBMError) as error:
+            raise BundleError(f"{folder / TOKENIZER} can't be read: {error}") from error
+        self._masks = read_masks(folder, manifest)
+        self._units = Units(manifest.layout)
+        self._head = LabelHead(manifest)
+        self._writer = AnswerWriter(manifest, self._masks)
+        self._names = [concept.name for concept in manifest.concepts]
+        self._values = {concept.name: concept.values for concept in manifest.concepts}
+        self._predict = open_session(folder / PREDICT, settings.threads)
+        self._explain: ort.InferenceSession | None = None
+        self._explain_lock = Lock()
+
+    @classmethod
+    def load(cls, path: Path | str, settings: EngineSettings | None = None) -> Self:
+        """Opens a bundle, after checking every byte of it.
+
+        Raises:
+            BundleError: the bundle is refused; says why.
+        """
+        folder = Path(path)
+        return cls(folder, read_bundle(folder), settings or EngineSettings())
+
+    def warm_up(self, explain: bool = True) -> None:
+        """Runs every graph once, so that the first user doesn't wait for it."""
+        self.predict(["warm up"], {"tokens"} if explain else ())
+
+    def check_text(self, text: str) -> None:
+        """Raises InputError where a text holds nothing to read."""
+        if not text.strip():
+            raise InputError("the text is empty; send at least one character that is not a space.")
+
+    def check_corrections(self, corrections: Mapping[str, str]) -> None:
+        """Raises InputError where a concept or a value isn't one of the model's."""
+        if not corrections:
+            raise InputError("there is no correction; name at least one concept and its value.")
+        for name, value in corrections.items():
+            if name not in self._values:
+                raise InputError(
+                    f"a correction names an unknown concept; this model's are {', '.join(self._names)}.",
+                    {"concept": name, "known": self._names},
+                )
+            if value not in self._values[name]:
+                raise InputError(
+                    f"the value given for concept {name!r} is unknown; it can be {', '.join(self._values[name])}.",
+                    {"concept": name, "value": value, "known": self._values[name]},
+                )
+
+    def predict(self, texts: Sequence[str], explain: Collection[Explain] = ()) -> list[Answer]:
+        """Answers for texts, in their order.
+
+        Args:
+            texts: to classify; none may be empty.
+            explain: which of ``tokens`` and ``subnetwork`` to add; concepts are always explained.
+
+        Raises:
+            InputError: a text is empty.
+        """
+        for text in texts:
+            self.check_text(text)
+        tokens, subnetwork = "tokens" in explain, "subnetwork" in explain
+        encoded = self._tokenise(texts, offsets=tokens)
+        logits, vectors = self._run_predict(encoded)
+        explanations = self._explanations(encoded, logits, tokens, subnetwork) if tokens or subnetwork else {}
+        reading = self._head.read(logits, vectors)
+        return [
+            self._writer.write(reading, row, text, encoded.truncated[row], explanation=explanations.get(row))
+            for row, text in enumerate(texts)
+        ]
+
+    def intervene(self, requests: Sequence[Intervention]) -> list[Outcome]:
+        """Applies corrections and answers again, in the requests' order.
+
+        At concept level the concept's probabilities become one-hot and the label head runs again. At mask
+        level units are dropped from and grown into the concept's mask until it reaches the value or the
+        budget is spent; the other concepts' branches are untouched.
+
+        Raises:
+            InputError: a text is empty, or a concept or value is unknown.
+        """
+        for request in requests:
+            self.check_text(request.text)
+            self.check_corrections(request.corrections)
+        encoded = self._tokenise([request.text for request in requests], offsets=False)
+        logits, vectors = self._run_predict(encoded)
+        before = self._head.read(logits, vectors)
+        targets = np.full(logits.shape[:2], -1)
+        for row, request in enumerate(requests):
+            for name, value in request.corrections.items():
+                targets[row, self._names.index(name)] = self._values[name].index(value)
+        at_mask = np.array([request.level == "mask" for request in requests])
+        edits = self._edit_masks(encoded, logits, vectors, targets, np.flatnonzero(at_mask))
+        for edit in edits.values():
+            logits[edit.row], vectors[edit.row] = edit.logits, edit.vectors
+        after = self._head.read(logits, vectors, np.where(at_mask[:, None], -1, targets))
+        return [
+            self._outcome(request, row, encoded.truncated[row], before, after, edits.get(row))
+            for row, request in enumerate(requests)
+        ]
+
+    def _outcome(
+        self,
+        request: Intervention,
+        row: int,
+        truncated: bool,
+        before: Reading,
+        after: Reading,
+        edit: _MaskEdit | None,
+    ) -> Outcome:
+        corrected = frozenset(request.corrections)
+        first = self._writer.write(before, row, request.text, truncated)
+        second = self._writer.write(after, row, request.text, truncated, corrected)
+        changes: list[Edit] = []
+        if edit is not None:
+            for position in np.flatnonzero(edit.targets >= 0):
+                name = self._names[position]
+                changes += describe_edits(self._units, name, self._masks[position], edit.masks[position])
+        return Outcome.model_construct(
+            level=request.level,
+            corrections=dict(request.corrections),
+            reached=edit is None or edit.reached,
+            before=first,
+            after=second,
+            flipped=Flipped.model_construct(
+                label=first.label.value != second.label.value,
+                concepts=[
+                    old.name for old, new in zip(first.concepts, second.concepts, strict=True) if old.value != new.value
+                ],
+            ),
+            edits=changes,
+        )
+
+    def _tokenise(self, texts: Sequence[str], offsets: bool) -> _Texts:
+        started = time.perf_counter()
+        encode = self._tokenizer.encode_batch if offsets else self._tokenizer.encode_batch_fast
+        encodings: list[Encoding] = encode(list(texts))
+        return _Texts(
+            [np.array(encoding.ids, dtype=np.int64) for encoding in encodings],
+            [bool(encoding.overflowing) for encoding in encodings],
+            [encoding.offsets for encoding in encodings] if offsets else [],
+            time.perf_counter() - started,
+        )
+
+    def _batches(self, ids: Sequence[np.ndarray], budget: int) -> Iterator[np.ndarray]:
+        """Rows by length, in batches of at most ``budget`` padded tokens (a longer text runs alone)."""
+        order = np.argsort([len(row) for row in ids], kind="stable")
+        start = 0
+        for end in range(1, len(order) + 1):
+            if end == len(order) or (end + 1 - start) * len(ids[order[end]]) > budget:
+                yield order[start:end]
+                start = end
+
+    def _observed(self, ids: Sequence[np.ndarray], mask: np.ndarray, tokenise: float, started: float) -> None:
+        if self.observe is not None:
+            tokens = sum(len(row) for row in ids)
+            self.observe(BatchStats(len(ids), tokens, mask.size, tokenise, time.perf_counter() - started))
+
+    def _run_predict(self, texts: _Texts) -> tuple[np.ndarray, np.ndarray]:
+        """Logits [N, concepts, values] and vectors [N, concepts, values, width] of N texts."""
+        manifest = self.manifest
+        shape = (len(texts.ids), len(self._names), max(len(values) for values in self._values.values()))
+        logits = np.empty(shape, dtype=np.float32)
+        vectors = np.empty((*shape, manifest.head.width), dtype=np.float32)
+        for rows in self._batches(texts.ids, self.settings.token_budget):
+            chosen = [texts.ids[row] for row in rows]
+            padded, mask = pad(chosen, manifest.backbone.pad_id)
+            started = time.perf_counter()
+            logits[rows], vectors[rows] = self._predict.run(
+                ["logits", "vectors"], {"input_ids": padded, "attention_mask": mask}
+            )
+            self._observed(chosen, mask, texts.seconds * len(rows) / len(texts.ids), started)
+        return logits, vectors
+
+    def _explain_session(self) -> ort.InferenceSession:
+        """The explanation graph, loaded when it is first asked for."""
+        with self._explain_lock:
+            if self._explain is None:
+                self._explain = open_session(self._folder / EXPLAIN, self.settings.threads)
+            return self._explain
+
+    def _run_explain(self, ids: Sequence[np.ndarray], masks: np.ndarray, value_weights: np.ndarray) -> Gradients:
+        """Gradients of one batch, under masks [N, concepts, units] and weights [N, concepts, values]."""
+        padded, attention_mask = pad(ids, self.manifest.backbone.pad_id)
+        heads, neurons = self._units.split(masks.astype(np.float32))
+        started = time.perf_counter()
+        outputs = self._explain_session().run(
+            ["logits", "vectors", "token_scores", "head_gradients", "neuron_gradients"],
+            {
+                "input_ids": padded,
+                "attention_mask": attention_mask,
+                "head_gates": heads,
+                "neuron_gates": neurons,
+                "value_weights": value_weights.astype(np.float32),
+            },
+        )
+        self._observed(ids, attention_mask, 0.0, started)
+        return Gradients(*outputs)
+
+    def _explanations(
+        self, texts: _Texts, logits: np.ndarray, tokens: bool, subnetwork: bool
+    ) -> dict[int, Explanation]:
+        """Scores for each concept's most probable value against the mean of its other values."""
+        weights = _contrast(logits.argmax(-1), np.isfinite(logits))
+        explanations = {}
+        for rows in self._batches(texts.ids, self.settings.explain_token_budget):
+            masks = np.broadcast_to(self._masks, (len(rows), *self._masks.shape))
+            gradients = self._run_explain([texts.ids[row] for row in rows], masks, weights[rows])
+            units = self._units.join(gradients.heads, gradients.neurons) * self._masks
+            for position, row in enumerate(rows.tolist()):
+                explanations[row] = Explanation(
+                    gradients.tokens[position, :, : len(texts.ids[row])] if tokens else None,
+                    texts.offsets[row] if tokens else (),
+                    units[position] if subnetwork else None,
+                )
+        return explanations
+
+    def _edit_masks(
+        self, texts: _Texts, logits: np.ndarray, vectors: np.ndarray, targets: np.ndarray, rows: np.ndarray
+    ) -> dict[int, _MaskEdit]:
+        """Edits masks in small steps until the corrected concepts reach their values, or the budget is spent."""
+        edits = {
+            int(row): _MaskEdit(int(row), self._masks.copy(), targets[row], logits[row].copy(), vectors[row].copy())
+            for row in rows
+        }
+        kept = self._masks.sum(1)
+        steps = [max(1, math.ceil(self.settings.edit_step * count)) for count in kept]
+        rounds = max(1, int(self.settings.edit_budget / self.settings.edit_step))
+        for edit in edits.values():
+            edit.reached = _reaches(edit.logits, edit.targets)
+        active = [edit for edit in edits.values() if not edit.reached]
+        while active:
+            lengths = [texts.ids[edit.row] for edit in active]
+            for batch in self._batches(lengths, self.settings.explain_token_budget):
+                chosen = [active[position] for position in batch]
+                present = np.isfinite(np.stack([edit.logits for edit in chosen]))
+                wanted = np.stack([edit.targets for edit in chosen])
+                weights = _contrast(wanted, present)
+                masks = np.stack([edit.masks for edit in chosen])
+                gradients = self._run_explain([texts.ids[edit.row] for edit in chosen], masks, weights)
+                by_unit = self._units.join(gradients.heads, gradients.neurons)
+                for position, edit in enumerate(chosen):
+                    touched = edit.targets >= 0
+                    if edit.rounds:  # the first look is at the masks as they are
+                        edit.logits[touched] = gradients.logits[position][touched]
+                        edit.vectors[touched] = gradients.vectors[position][touched]
+                    edit.reached = _reaches(edit.logits, edit.targets)
+                    if edit.reached or edit.rounds == rounds:
+                        edit.rounds = rounds + 1
+                        continue
+                    edit.rounds += 1
+                    for concept in np.flatnonzero(touched):
+                        if edit.logits[concept].argmax() != edit.targets[concept]:
+                            edit.masks[concept] = edit_units(
+                                edit.masks[concept],
+                                self._masks[concept],
+                                by_unit[position, concept],
+                                steps[concept],
+                            )
+            active = [edit for edit in active if edit.rounds <= rounds]
+        return edits
+
+
+def _contrast(values: np.ndarray, present: np.ndarray) -> np.ndarray:
+    """Weights of "this value rather than the others": 1 at it, and the others share -1.
+
+    Args:
+        values: [.., concepts] int, -1 for none (all weights 0).
+        present: [.., concepts, values] bool, whether the concept has the value.
+    """
+    chosen = np.eye(present.shape[-1])[np.maximum(values, 0)]
+    others = present & (chosen == 0)
+    weights = chosen - others / np.maximum(others.sum(-1, keepdims=True), 1)
+    return np.asarray(np.where((values >= 0)[..., None], weights, 0.0))
+
+
+def _reaches(logits: np.ndarray, targets: np.ndarray) -> bool:
+    """Whether every corrected concept's most probable value is the one asked for."""
+    return bool(np.all((targets < 0) | (logits.argmax(-1) == targets)))

@@ -1,0 +1,53 @@
+"""A bundle's two graphs in ONNX Runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import onnxruntime as ort
+
+from sparsecbm.errors import BundleError
+
+PREDICT = "predict.onnx"
+EXPLAIN = "explain.onnx"
+# ONNX Runtime's fused residual + normalisation is slower on processors than the two apart.
+_SLOW_OPTIMIZERS = ["SkipLayerNormFusion"]
+
+
+class Gradients(NamedTuple):
+    """What ``explain.onnx`` gives for N texts.
+
+    Shapes: logits [N, concepts, values]; vectors [N, concepts, values, width]; tokens
+    [N, concepts, length]; heads and neurons [N, concepts, branch layers, units].
+    """
+
+    logits: np.ndarray
+    vectors: np.ndarray
+    tokens: np.ndarray
+    heads: np.ndarray
+    neurons: np.ndarray
+
+
+def open_session(path: Path, threads: int) -> ort.InferenceSession:
+    """Opens a graph on the processor.
+
+    Args:
+        path: of the graph; its weights lie beside it.
+        threads: that one run uses.
+
+    Raises:
+        BundleError: ONNX Runtime refuses the graph.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        return ort.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=_SLOW_OPTIMIZERS
+        )
+    except Exception as error:  # ONNX Runtime's errors share no base but Exception
+        raise BundleError(f"{path} can't be loaded by ONNX Runtime: {error}") from error

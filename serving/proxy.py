@@ -1,0 +1,91 @@
+"""Starts Ray Serve's HAProxy on a safer configuration than the one that Ray writes.
+
+Ray's HAProxy listens on every interface with its statistics and its metrics, on fixed ports, outlives a killed
+server, and answers its own errors in its own words. No setting changes that, but Ray lets one name the program that it
+starts: a launcher, which `write_launcher` makes, and which runs this file. It rewrites the configuration, makes the
+kernel end the process together with its parent, and becomes HAProxy. It is run anew at each reload, so it imports
+little, and nothing of ours.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import re
+import signal
+import sys
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1
+_LAUNCHER = """#!/bin/sh
+exec "{python}" -I -S "{file}" "{haproxy}" "$@"
+"""
+_ERROR = "HTTP/1.1 {line}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n{headers}\r\n{body}"
+_ERRORS = {
+    400: ("400 Bad Request", "bad_request", "The request is not well-formed HTTP.", ""),
+    408: ("408 Request Timeout", "timeout", "The request did not arrive in time.", ""),
+    503: (
+        "503 Service Unavailable",
+        "unavailable",
+        "No replica answers now. Send the request again shortly.",
+        "Retry-After: 1\r\n",
+    ),
+}
+# What HAProxy says of a replica that is away (502, 503, 504) is one thing to a client.
+_STATUSES = {400: 400, 408: 408, 502: 503, 503: 503, 504: 503}
+
+
+def write_launcher(path: Path, haproxy: str) -> None:
+    """Writes the program that Ray starts in place of HAProxy.
+
+    Args:
+        path: the program's file; its folder must be this user's alone.
+        haproxy: path of HAProxy itself.
+    """
+    path.write_text(_LAUNCHER.format(python=sys.executable, file=Path(__file__).resolve(), haproxy=haproxy))
+    path.chmod(0o700)
+
+
+def tighten(config: str, folder: Path) -> str:
+    """Ray's HAProxy configuration with nothing on an open interface, and with errors of our shape.
+
+    Args:
+        config: as Ray wrote it.
+        folder: where sockets may be put and the error files of `write_errors` are.
+    """
+    # A bind to a port alone is one to every interface; what users reach is bound to the host that they chose.
+    sockets = iter("12")
+    config = re.sub(r"bind (?:\*)?:\d+", lambda _: f"bind unix@{folder / next(sockets)} mode 600", config)
+    config = re.sub(r"(stats socket \S+ mode )666", r"\g<1>600", config)
+    config = re.sub(r"^ *errorfile .*\n", "", config, flags=re.MULTILINE)
+    errors = "".join(f"    errorfile {status} {folder / f'{file}.http'}\n" for status, file in _STATUSES.items())
+    config = config.replace("defaults\n", f"defaults\n{errors}    timeout http-request 30s\n", 1)
+    # Ray reads these in ways that fail outside our error shape: a deadline, and an id that must be ASCII.
+    rules = (
+        "    http-request del-header x-request-timeout-seconds\n"
+        "    http-request del-header x-request-disconnect-disabled\n"
+        "    http-request del-header x-request-id if !{ req.hdr(x-request-id) -m reg ^[!-~]{1,128}$ }\n"
+    )
+    return re.sub(r"(frontend http_frontend\n *bind .*\n)", lambda found: found[1] + rules, config, count=1)
+
+
+def write_errors(folder: Path) -> None:
+    """Writes HAProxy's own answers, as whole HTTP responses."""
+    for status, (line, type, message, headers) in _ERRORS.items():
+        body = json.dumps({"error": {"type": type, "message": message, "detail": None}})
+        text = _ERROR.format(line=line, length=len(body), headers=headers, body=body)
+        (folder / f"{status}.http").write_text(text, newline="")
+
+
+def main(haproxy: str, arguments: list[str]) -> None:
+    """Becomes HAProxy."""
+    config = Path(arguments[arguments.index("-f") + 1])
+    write_errors(config.parent)
+    config.write_text(tighten(config.read_text(), config.parent))
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    os.execv(haproxy, [haproxy, *arguments])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2:])

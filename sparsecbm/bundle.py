@@ -151,7 +151,7 @@ def read_manifest(folder: Path) -> Manifest:
         )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise BundleError(f"{path} is not JSON: {error}.") from error
     if not isinstance(content, dict):
         raise BundleError(f"{path} must hold a JSON object, not {type(content).__name__}.")
@@ -166,9 +166,13 @@ def read_manifest(folder: Path) -> Manifest:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the manifest"
         raise BundleError(f"{path} breaks the bundle's schema at {where}: {first['msg']}.") from error
-    if content_version(content) != manifest.version:
+    try:
+        version = content_version(content)
+    except UnicodeEncodeError as error:  # half a surrogate pair, which JSON can escape
+        raise BundleError(f"{path} holds text that is not Unicode: {error}.") from error
+    if version != manifest.version:
         raise BundleError(
-            f"{path} was changed after its export: its content hashes to {content_version(content)}, "
+            f"{path} was changed after its export: its content hashes to {version}, "
             f"but it says version {manifest.version}. Export the checkpoint again."
         )
     return manifest

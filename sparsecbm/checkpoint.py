@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from sparsecbm.backbone import Backbone, BackboneConfig
+from sparsecbm.backbone import ACTIVATIONS, Backbone, BackboneConfig
 from sparsecbm.bundle import Concept
 from sparsecbm.errors import CheckpointError
 from sparsecbm.folders import atomic_folder
@@ -34,13 +34,27 @@ class CheckpointConfig(BaseModel):
     checkpoint_version: Literal[1] = 1
     name: str
     backbone: BackboneConfig
-    concepts: list[Concept]
-    labels: list[str]
-    trunk: int
-    width: int
-    max_tokens: int
+    concepts: list[Concept] = Field(min_length=1)
+    labels: list[str] = Field(min_length=2)
+    trunk: int = Field(ge=0)
+    width: int = Field(ge=1)
+    max_tokens: int = Field(ge=1)
     training: dict[str, Any] = {}
     evaluation: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        backbone = self.backbone
+        for name in ("layers", "hidden", "heads", "neurons", "vocabulary", "max_tokens"):
+            if getattr(backbone, name) < 1:
+                raise ValueError(f"backbone.{name} must be at least 1, got {getattr(backbone, name)}")
+        if backbone.hidden % backbone.heads:
+            raise ValueError(f"backbone.hidden ({backbone.hidden}) must be a multiple of its {backbone.heads} heads")
+        if backbone.activation not in ACTIVATIONS:
+            raise ValueError(f"backbone.activation must be one of {sorted(ACTIVATIONS)}, got {backbone.activation!r}")
+        if self.trunk >= backbone.layers:
+            raise ValueError(f"trunk must be below the backbone's {backbone.layers} layers, got {self.trunk}")
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +84,7 @@ def _read_config(folder: Path) -> CheckpointConfig:
         raise CheckpointError(f"{folder} is not a checkpoint: it has no {CONFIG}. Make one with 'sparsecbm train'.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON: {error}.") from error
     version = content.get("checkpoint_version") if isinstance(content, dict) else None
     if version != CHECKPOINT_VERSION:

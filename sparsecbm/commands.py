@@ -9,11 +9,19 @@ from typing import Annotated, Any
 
 import typer
 
+from sparsecbm.recipe import Recipe, read_recipe
+
 app = typer.Typer(no_args_is_help=True)
 
 
 def _figures_line(figures: dict[str, Any]) -> str:
     return f"concept {figures['concept']['accuracy']:.3f}, label {figures['label']['accuracy']:.3f}"
+
+
+def _option(name: str) -> Any:
+    """A flag for a field of the recipe, which knows its meaning and its default."""
+    field = Recipe.model_fields[name]
+    return typer.Option(help=field.description, show_default=str(field.default))
 
 
 @app.command()
@@ -22,27 +30,41 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder for the checkpoint; replaced if it is one already.")],
     train_split: Annotated[str, typer.Option(help="Split to learn from.")] = "train_exclusive",
     dev_split: Annotated[str, typer.Option(help="Split that chooses the best epoch.")] = "dev",
-    backbone: Annotated[
-        str, typer.Option(help="Hugging Face model: a folder or a hub name.")
-    ] = "sentence-transformers/all-MiniLM-L6-v2",
     name: Annotated[str | None, typer.Option(help="The model's name; by default the data set's.")] = None,
-    trunk: Annotated[int, typer.Option(min=0, help="Lower layers that all concepts share.")] = 3,
-    density: Annotated[float, typer.Option(help="Share of branch units that every mask keeps.")] = 0.32,
-    width: Annotated[int, typer.Option(min=1, help="Width of a concept's activation.")] = 8,
-    max_tokens: Annotated[int, typer.Option(min=4, help="Longer texts are truncated (and counted).")] = 256,
-    epochs: Annotated[int, typer.Option(min=1)] = 12,
-    batch_size: Annotated[int, typer.Option(min=1)] = 32,
-    learning_rate: Annotated[float, typer.Option(help="Peak, of the backbone.")] = 2e-4,
-    prune_start: Annotated[float, typer.Option(help="Epoch at which pruning starts.")] = 1.0,
-    prune_end: Annotated[float, typer.Option(help="Epoch by which the density is reached.")] = 6.0,
-    precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
-    seed: Annotated[int, typer.Option()] = 0,
+    recipe: Annotated[
+        Path | None, typer.Option(help="YAML with any of the settings below, by name; a flag comes before it.")
+    ] = None,
+    backbone: Annotated[str | None, _option("backbone")] = None,
+    trunk: Annotated[int | None, _option("trunk")] = None,
+    width: Annotated[int | None, _option("width")] = None,
+    max_tokens: Annotated[int | None, _option("max_tokens")] = None,
+    dropout: Annotated[float | None, _option("dropout")] = None,
+    vector_dropout: Annotated[float | None, _option("vector_dropout")] = None,
+    epochs: Annotated[int | None, _option("epochs")] = None,
+    batch_size: Annotated[int | None, _option("batch_size")] = None,
+    learning_rate: Annotated[float | None, _option("learning_rate")] = None,
+    head_learning_rate: Annotated[float | None, _option("head_learning_rate")] = None,
+    weight_decay: Annotated[float | None, _option("weight_decay")] = None,
+    warmup: Annotated[float | None, _option("warmup")] = None,
+    density: Annotated[float | None, _option("density")] = None,
+    prune_start: Annotated[float | None, _option("prune_start")] = None,
+    prune_end: Annotated[float | None, _option("prune_end")] = None,
+    prune_cuts: Annotated[int | None, _option("prune_cuts")] = None,
+    correction_rate: Annotated[float | None, _option("correction_rate")] = None,
+    label_weight: Annotated[float | None, _option("label_weight")] = None,
+    vote_weight: Annotated[float | None, _option("vote_weight")] = None,
+    average: Annotated[float | None, _option("average")] = None,
+    precision: Annotated[str | None, _option("precision")] = None,
+    seed: Annotated[int | None, _option("seed")] = None,
     threads: Annotated[int, typer.Option(min=0, help="Processor threads; 0 for all.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Train a SparseCBM and write its checkpoint."""
+    given = {key: value for key, value in locals().items() if key in Recipe.model_fields}
+    settings = read_recipe(recipe, **given)
     import torch
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -56,37 +78,35 @@ def train(
     from sparsecbm import data as datasets
     from sparsecbm.backbone import load_backbone, locate
     from sparsecbm.errors import TrainingError
+    from sparsecbm.folders import check_writable
     from sparsecbm.model import SparseCBM
     from sparsecbm.tokens import encode, tokenizer_from_text
-    from sparsecbm.training import Progress, TrainingConfig, seed_everything
+    from sparsecbm.training import Progress, seed_everything
     from sparsecbm.training import train as run_training
 
     console = Console(stderr=True)
-    if precision not in ("auto", "fp32", "bf16"):
-        raise TrainingError(f"precision must be auto, fp32 or bf16, not {precision!r}.")
-    config = TrainingConfig(
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        density=density,
-        prune_start=prune_start,
-        prune_end=prune_end,
-        precision=precision,  # type: ignore[arg-type]
-        seed=seed,
-    )
-    config.check()
     if out.exists() and not (out / checkpoints.CONFIG).is_file():
         raise TrainingError(f"{out} exists and is not a checkpoint; name another folder with --out.")
+    check_writable(out)
     if threads:
         torch.set_num_threads(threads)
     training = datasets.load(data, train_split)
     validation = datasets.load(data, dev_split)
-    seed_everything(seed)
-    if locate(backbone) != backbone:
-        console.print(f"Backbone {backbone} from the installed package at {locate(backbone)}")
-    base, tokenizer_text = load_backbone(backbone)
-    max_tokens = min(max_tokens, base.config.max_tokens)
-    model = SparseCBM(base, training.schema.concepts, training.schema.labels, trunk, width)
+    seed_everything(settings.seed)
+    where = locate(settings.backbone)
+    if where != settings.backbone:
+        console.print(f"Backbone {settings.backbone} from the installed package at {where}", soft_wrap=True)
+    base, tokenizer_text = load_backbone(settings.backbone)
+    max_tokens = min(settings.max_tokens, base.config.max_tokens)
+    model = SparseCBM(
+        base,
+        training.schema.concepts,
+        training.schema.labels,
+        settings.trunk,
+        settings.width,
+        settings.dropout,
+        settings.vector_dropout,
+    )
     tokenizer = tokenizer_from_text(tokenizer_text, max_tokens)
     encoded, validation_encoded = encode(tokenizer, training.texts), encode(tokenizer, validation.texts)
     console.print(
@@ -114,7 +134,7 @@ def train(
                 task,
                 total=progress.steps,
                 completed=progress.step,
-                description=f"epoch {progress.epoch + 1}/{epochs} loss {progress.loss:.3f} "
+                description=f"epoch {progress.epoch + 1}/{settings.epochs} loss {progress.loss:.3f} "
                 f"density {progress.density:.2f}",
             )
             if progress.figures is not None:
@@ -123,7 +143,7 @@ def train(
                     f"density {progress.density:.3f}{' (best)' if progress.best else ''}"
                 )
 
-        figures = run_training(model, training, encoded.ids, validation, validation_encoded.ids, config, report)
+        figures = run_training(model, training, encoded.ids, validation, validation_encoded.ids, settings, report)
     seconds = round(time.monotonic() - started, 1)
     checkpoint = checkpoints.Checkpoint(
         checkpoints.CheckpointConfig(
@@ -131,10 +151,10 @@ def train(
             backbone=base.config,
             concepts=model.concepts,
             labels=model.labels,
-            trunk=trunk,
-            width=width,
+            trunk=settings.trunk,
+            width=settings.width,
             max_tokens=max_tokens,
-            training=config.to_json() | {"split": train_split, "texts": len(training), "seconds": seconds},
+            training=settings.model_dump() | {"split": train_split, "texts": len(training), "seconds": seconds},
             evaluation={dev_split: figures},
         ),
         model,
@@ -145,8 +165,9 @@ def train(
         print(json.dumps({"checkpoint": str(out), "seconds": seconds, dev_split: figures}))
     else:
         console.print(
-            f"[bold]{out}[/bold]: {dev_split} {_figures_line(figures)}, branch density {model.masks.density():.3f}, "
-            f"{seconds:.0f} s. Next: sparsecbm export {out} BUNDLE"
+            f"[bold]{escape(str(out))}[/bold]: {dev_split} {_figures_line(figures)}, branch density "
+            f"{model.masks.density():.3f}, {seconds:.0f} s. Next: sparsecbm export {escape(str(out))} BUNDLE",
+            soft_wrap=True,  # so that the command can be copied
         )
 
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import io
 import json
+import lzma
+import math
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import fsspec
 import numpy as np
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sparsecbm.bundle import Concept
 from sparsecbm.errors import DataError
@@ -23,6 +27,8 @@ CEBAB_HUB = "CEBaB/CEBaB"
 _NO_MAJORITY = "no majority"
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+# What the readers raise over damaged files; ArrowInvalid and UnicodeDecodeError are ValueErrors.
+_UNREADABLE = (ValueError, csv.Error, OSError, EOFError, zlib.error, lzma.LZMAError)
 
 Row = Mapping[str, Any]
 
@@ -45,12 +51,16 @@ class Dataset:
         texts: the N texts.
         labels: [N] int64, index into ``schema.labels``.
         concepts: [N, concepts] int64, index into each concept's values.
+        label_votes: [N, labels] float32, share of the annotators that chose each label; one-hot where unknown.
+        concept_votes: [N, concepts, values] float32, likewise, 0 at values that a concept lacks.
     """
 
     schema: Schema
     texts: tuple[str, ...]
     labels: np.ndarray
     concepts: np.ndarray
+    label_votes: np.ndarray
+    concept_votes: np.ndarray
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -65,6 +75,18 @@ class ColumnSpec(BaseModel):
     values: list[str] = Field(min_length=2)
     aliases: dict[str, str] = {}
     missing: str | None = Field(default=None, description="Value that an empty cell means.")
+    votes: str | None = Field(default=None, description="Column with a JSON object: how many annotators chose what.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if len(set(self.values)) != len(self.values):
+            raise ValueError(f"values must differ, got {self.values}")
+        if self.missing is not None and self.missing not in self.values:
+            raise ValueError(f"missing must be one of the values {self.values}, got {self.missing!r}")
+        strange = sorted(set(self.aliases.values()) - set(self.values))
+        if strange:
+            raise ValueError(f"aliases must be of values {self.values}, got {strange}")
+        return self
 
     def index(self, cell: Any, where: str) -> int:
         """Position of a cell's value in ``values``.
@@ -82,6 +104,46 @@ class ColumnSpec(BaseModel):
                 "declare the value, or give an alias for it."
             )
         return self.values.index(text)
+
+    def shares(self, row: Row, index: int, where: str) -> np.ndarray:
+        """[values] float32, each value's share of a row's votes.
+
+        One-hot at ``index``, the cell's own value, where there are no votes or they elect another value.
+
+        Raises:
+            DataError: the votes are no JSON object of counts.
+        """
+        votes = row.get(self.votes) if self.votes is not None else None
+        try:
+            votes = _read_object(votes) if isinstance(votes, str) else votes or {}
+            counts = [
+                (self.aliases.get(value, value) or self.missing, float(count or 0))  # Parquet has nulls for no votes
+                for value, count in votes.items()
+            ]
+            if not all(0 <= count < math.inf for _, count in counts):
+                raise ValueError("a count is negative or not finite")
+        except (AttributeError, TypeError, ValueError, SyntaxError, RecursionError, MemoryError) as error:
+            raise DataError(
+                f'{where}: column {self.votes!r} must hold a JSON object of counts, such as {{"{self.values[0]}": 3}}.'
+            ) from error
+        shares = np.zeros(len(self.values), dtype=np.float32)
+        for value, count in counts:
+            if value in self.values:
+                shares[self.values.index(value)] += count
+        if shares[index] < max(shares.max(), 1e-6):
+            shares[:] = 0
+            shares[index] = 1
+        return np.asarray(shares / shares.sum())
+
+
+def _read_object(text: str) -> Any:
+    """A JSON object, or a Python dictionary as Python prints it; nothing is an empty one."""
+    if not text.strip():
+        return {}
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return ast.literal_eval(text)
 
 
 class TableSpec(BaseModel):
@@ -112,6 +174,8 @@ def read_spec(path: Path) -> TableSpec:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise DataError(f"There is no data description at {path}.") from error
+    except OSError as error:
+        raise DataError(f"{path} can't be read as a data description: {error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is not YAML: {error}") from error
     try:
@@ -142,7 +206,10 @@ def read_rows(location: str) -> Iterator[dict[str, Any]]:
                     if line.strip():
                         yield json.loads(line)
             elif suffix == ".json":
-                yield from json.load(file)
+                rows = json.load(file)
+                if not isinstance(rows, list):
+                    raise DataError(f"{location}: must hold a list of objects, not {type(rows).__name__}.")
+                yield from rows
             elif suffix in (".parquet", ".pq"):
                 import pyarrow.parquet as parquet
 
@@ -151,7 +218,7 @@ def read_rows(location: str) -> Iterator[dict[str, Any]]:
                 raise DataError(f"{location}: can't tell its format; name it .csv, .tsv, .jsonl, .json or .parquet.")
     except FileNotFoundError as error:
         raise DataError(f"There is no data file at {location}.") from error
-    except (ValueError, csv.Error, OSError, EOFError) as error:  # ArrowInvalid is a ValueError
+    except _UNREADABLE as error:
         raise DataError(f"{location} can't be read as {suffix or 'data'}: {error}") from error
 
 
@@ -165,6 +232,9 @@ def build(spec: TableSpec, rows: Iterable[Row], source: str) -> Dataset:
     texts: list[str] = []
     labels: list[int] = []
     concepts: list[list[int]] = []
+    label_votes: list[np.ndarray] = []
+    concept_votes: list[list[np.ndarray]] = []
+    width = max(len(concept.values) for concept in spec.concepts.values())
     for number, row in enumerate(rows, start=1):
         where = f"{source}, row {number}"
         if not isinstance(row, Mapping):
@@ -180,16 +250,28 @@ def build(spec: TableSpec, rows: Iterable[Row], source: str) -> Dataset:
         texts.append(text)
         labels.append(spec.label.index(row[spec.label.column], where))
         concepts.append([concept.index(row[concept.column], where) for concept in spec.concepts.values()])
+        label_votes.append(spec.label.shares(row, labels[-1], where))
+        shares = [
+            concept.shares(row, at, where) for concept, at in zip(spec.concepts.values(), concepts[-1], strict=True)
+        ]
+        concept_votes.append([np.pad(share, (0, width - len(share))) for share in shares])
     if not texts:
         raise DataError(f"{source} has no usable row.")
-    return Dataset(spec.as_schema(), tuple(texts), np.array(labels, dtype=np.int64), np.array(concepts, dtype=np.int64))
+    return Dataset(
+        spec.as_schema(),
+        tuple(texts),
+        np.array(labels, dtype=np.int64),
+        np.array(concepts, dtype=np.int64),
+        np.stack(label_votes),
+        np.array(concept_votes, dtype=np.float32),
+    )
 
 
 # CEBaB's columns (Abraham et al. 2022); every way of saying nothing about a concept is *unknown*.
 CEBAB = TableSpec(
     name="restaurant-reviews",
     text="description",
-    label=ColumnSpec(column="review_majority", values=["1", "2", "3", "4", "5"]),
+    label=ColumnSpec(column="review_majority", values=["1", "2", "3", "4", "5"], votes="review_label_distribution"),
     drop_labels=[_NO_MAJORITY],
     concepts={
         name: ColumnSpec(
@@ -197,6 +279,7 @@ CEBAB = TableSpec(
             values=["Negative", "Positive", "unknown"],
             aliases={_NO_MAJORITY: "unknown"},
             missing="unknown",
+            votes=f"{name}_aspect_label_distribution",
         )
         for name in ("food", "ambiance", "service", "noise")
     },

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sparsecbm.errors import SetupError
+
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
@@ -39,6 +41,24 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         _sync(target.parent)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def check_writable(target: Path) -> None:
+    """Finds out before long work whether its result can be written to a folder.
+
+    Raises:
+        SetupError: nothing can be written there.
+    """
+    place = target.absolute()
+    while not place.exists():
+        place = place.parent
+    try:
+        with tempfile.TemporaryDirectory(
+            prefix=".sparsecbm-", dir=place if place != target.absolute() else place.parent
+        ):
+            pass
+    except OSError as error:
+        raise SetupError(f"{target} can't be written ({error.strerror}); name another folder.") from error
 
 
 def _exchange(left: Path, right: Path) -> bool:

@@ -44,6 +44,7 @@ class SparseCBM(nn.Module):
         trunk: number of lower layers that all concepts share unmasked; the rest are branches.
         width: of a concept's activation.
         dropout: on pooled branch outputs.
+        vector_dropout: chance, in training, that a concept hands over its value's constant vector alone.
     """
 
     absent_values: Tensor  # [concepts, values], 0 at values that the concept has, -inf elsewhere
@@ -56,6 +57,7 @@ class SparseCBM(nn.Module):
         trunk: int,
         width: int = 8,
         dropout: float = 0.1,
+        vector_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         config = backbone.config
@@ -67,6 +69,7 @@ class SparseCBM(nn.Module):
         self.trunk = trunk
         self.width = width
         self.dropout = dropout
+        self.vector_dropout = vector_dropout
         self.masks = UnitMasks.dense(len(concepts), config.layers - trunk, config.heads, config.neurons)
         sizes = [len(concept.values) for concept in concepts]
         values = max(sizes)
@@ -101,8 +104,11 @@ class SparseCBM(nn.Module):
         """[batch, concepts, hidden] pooled branch outputs to logits and vectors."""
         pooled = F.dropout(pooled, self.dropout, self.training)
         logits = torch.einsum("bkd,kvd->bkv", pooled, self.logit_weight) + self.logit_bias + self.absent_values
-        vectors = torch.einsum("bkd,kvd->bkv", pooled, self.vector_weight) + self.vector_bias
-        return Bottleneck(logits, vectors.view(*logits.shape, self.width))
+        vectors = torch.einsum("bkd,kvd->bkv", pooled, self.vector_weight)
+        if self.training and self.vector_dropout:
+            heard = torch.rand(*vectors.shape[:2], 1, device=vectors.device) >= self.vector_dropout
+            vectors = vectors * heard
+        return Bottleneck(logits, (vectors + self.vector_bias).view(*logits.shape, self.width))
 
     def forward(self, ids: Tensor, mask: Tensor, gates: Sequence[Sequence[Gates]] | None = None) -> Bottleneck:
         """Every concept's logits and vectors, each from its own subnetwork.

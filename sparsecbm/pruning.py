@@ -30,9 +30,9 @@ class Schedule:
 
     def at(self, step: int) -> float:
         """Share of units to keep at a step."""
-        if step <= self.start:
-            return 1.0
-        progress = min(1.0, (step - self.start) / max(1, self.end - self.start))
+        if step >= self.end:
+            return self.density
+        progress = max(0, step - self.start) / (self.end - self.start)
         return self.density + (1.0 - self.density) * (1.0 - progress) ** 3
 
 
@@ -64,7 +64,8 @@ class BlockFisher:
         ``damping``, times the mean of the diagonal, is added to the diagonal.
         """
         fisher = self.blocks / max(1, self.texts)
-        scale = fisher.diagonal(dim1=1, dim2=2).mean().clamp(min=1e-20)
+        diagonal = fisher.diagonal(dim1=1, dim2=2).flatten()[: self.units]  # without the last block's padding
+        scale = diagonal.mean().clamp(min=1e-20)
         identity = torch.eye(self.block)
         inverse: Tensor = torch.linalg.inv(fisher / scale + damping * identity)
         return (0.5 * scale / inverse.diagonal(dim1=1, dim2=2)).flatten()[: self.units]

@@ -26,6 +26,7 @@ def export(
 ) -> None:
     """Export a checkpoint to a bundle, and check that it answers as the checkpoint does."""
     from rich.console import Console
+    from rich.text import Text
 
     from export.exporter import export_bundle
     from sparsecbm import checkpoint as checkpoints
@@ -34,7 +35,7 @@ def export(
 
     if precision not in ("fp32", "int8"):
         raise BundleError(f"precision must be fp32 or int8, not {precision!r}.")
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False, emoji=False)
     with console.status("exporting and checking"):
         manifest = export_bundle(
             checkpoints.load(checkpoint),
@@ -50,14 +51,15 @@ def export(
     if as_json:
         print(json.dumps({"bundle": str(bundle), "version": manifest.version, "bytes": size, "parity": parity}))
         return
-    console.print(
-        f"[bold]{bundle}[/bold]: {manifest.name} {manifest.version}, {precision}, {size / 1e6:.1f} MB; on "
+    told = (
+        f": {manifest.name} {manifest.version}, {precision}, {size / 1e6:.1f} MB; on "
         f"{parity['texts']} texts {parity['value_agreement']:.1%} of concept values and "
         f"{parity['label_agreement']:.1%} of labels are the checkpoint's; concept accuracy "
         f"{parity['concept_accuracy']['checkpoint']:.3f} → {parity['concept_accuracy']['export']:.3f}, label "
         f"{parity['label_accuracy']['checkpoint']:.3f} → {parity['label_accuracy']['export']:.3f}. "
         f"Next: sparsecbm serve {bundle}"
     )
+    console.print(Text.assemble((str(bundle), "bold"), told))
 
 
 @app.command()
@@ -68,6 +70,7 @@ def inspect(
     """Check a bundle's files and show its card: concepts, densities, overlaps, figures, sizes."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from sparsecbm.bundle import read_bundle
 
@@ -75,12 +78,13 @@ def inspect(
     if as_json:
         print(manifest.model_dump_json())
         return
-    console = Console()
-    console.print(
-        f"[bold]{manifest.name}[/bold] {manifest.version}, {manifest.precision}; {manifest.backbone.name}, "
+    console = Console(markup=False, emoji=False)  # names may hold brackets
+    told = (
+        f" {manifest.version}, {manifest.precision}; {manifest.backbone.name}, "
         f"{manifest.layout.trunk} shared and {manifest.layout.branch} masked layers, branch density "
         f"{manifest.branch_density:.3f}; labels {', '.join(manifest.labels)}; reads {manifest.max_tokens} tokens"
     )
+    console.print(Text.assemble((manifest.name, "bold"), told))
     if manifest.description:
         console.print(manifest.description)
     concepts = Table("concept", "values", "heads kept", "neurons kept", *manifest.density, title="Subnetworks")

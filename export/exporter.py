@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 from safetensors.numpy import save_file
 
 from export.graph import save_graphs
@@ -55,6 +56,66 @@ def _describe_masks(model: SparseCBM) -> dict[str, Any]:
     }
 
 
+def _rounded(figures: Any) -> Any:
+    """Figures to four decimals; what is beyond depends on the threads that summed them, and so would the version."""
+    if isinstance(figures, dict):
+        return {key: _rounded(figure) for key, figure in figures.items()}
+    return round(figures, 4) if isinstance(figures, float) else figures
+
+
+def _fill(
+    folder: Path, checkpoint: Checkpoint, data: Dataset, split: str, precision: Precision, name: str, description: str
+) -> Manifest:
+    """Writes a bundle's files into an empty folder, the manifest last."""
+    config, model = checkpoint.config, checkpoint.model
+    encoded = encode(tokenizer_from_text(checkpoint.tokenizer, config.max_tokens), data.texts)
+    save_graphs(folder, {PREDICT: predict_graph(model, precision), EXPLAIN: explain_graph(model, precision)})
+    (folder / TOKENIZER).write_text(checkpoint.tokenizer, encoding="utf-8")
+    save_file(pack_masks(model.masks), folder / MASKS)
+    parity, figures = map(_rounded, check_parity(folder, model, data, encoded.ids, precision))
+    backbone = config.backbone
+    return write_manifest(
+        folder,
+        {
+            "name": name,
+            "description": description,
+            "backbone": {
+                "name": backbone.name,
+                "family": backbone.family,
+                "layers": backbone.layers,
+                "hidden": backbone.hidden,
+                "heads": backbone.heads,
+                "neurons": backbone.neurons,
+                "pad_id": backbone.pad_id,
+            },
+            "concepts": [concept.model_dump() for concept in config.concepts],
+            "labels": config.labels,
+            "layout": {
+                "trunk": config.trunk,
+                "branch": model.branch_layers,
+                "heads": backbone.heads,
+                "neurons": backbone.neurons,
+            },
+            "head": {
+                "width": config.width,
+                "weight": array(model.head_weight).tolist(),
+                "bias": array(model.head_bias).tolist(),
+            },
+            **_describe_masks(model),
+            "precision": precision,
+            "max_tokens": config.max_tokens,
+            "evaluation": {split: figures},
+            "calibration": {
+                split: {
+                    "label": figures["label"]["calibration_error"],
+                    "concepts": figures["concept"]["calibration_error"],
+                }
+            },
+            "parity": {split: parity},
+        },
+    )
+
+
 def export_bundle(
     checkpoint: Checkpoint,
     target: Path,
@@ -76,11 +137,12 @@ def export_bundle(
         description: one sentence for the card.
 
     Raises:
-        BundleError: the target exists and isn't a bundle.
+        BundleError: the target exists and isn't a bundle or can't be written, or the manifest would break its
+            schema (a name that is too long).
         DataError: the data asks for other concepts or labels than the checkpoint.
         ParityError: the export answers otherwise; nothing is written then.
     """
-    config, model = checkpoint.config, checkpoint.model
+    config = checkpoint.config
     if target.exists() and not (target / MANIFEST).is_file():
         raise BundleError(f"{target} exists and is not a bundle; name another folder.")
     if (list(data.schema.concepts), list(data.schema.labels)) != (config.concepts, config.labels):
@@ -88,50 +150,14 @@ def export_bundle(
             f"The data has other concepts or labels than the checkpoint, which knows "
             f"{[concept.name for concept in config.concepts]} and {config.labels}."
         )
-    encoded = encode(tokenizer_from_text(checkpoint.tokenizer, config.max_tokens), data.texts)
-    with atomic_folder(target) as folder:
-        save_graphs(folder, {PREDICT: predict_graph(model, precision), EXPLAIN: explain_graph(model, precision)})
-        (folder / TOKENIZER).write_text(checkpoint.tokenizer, encoding="utf-8")
-        save_file(pack_masks(model.masks), folder / MASKS)
-        parity, figures = check_parity(folder, model, data, encoded.ids, precision)
-        backbone = config.backbone
-        return write_manifest(
-            folder,
-            {
-                "name": name or config.name,
-                "description": description,
-                "backbone": {
-                    "name": backbone.name,
-                    "family": backbone.family,
-                    "layers": backbone.layers,
-                    "hidden": backbone.hidden,
-                    "heads": backbone.heads,
-                    "neurons": backbone.neurons,
-                    "pad_id": backbone.pad_id,
-                },
-                "concepts": [concept.model_dump() for concept in config.concepts],
-                "labels": config.labels,
-                "layout": {
-                    "trunk": config.trunk,
-                    "branch": model.branch_layers,
-                    "heads": backbone.heads,
-                    "neurons": backbone.neurons,
-                },
-                "head": {
-                    "width": config.width,
-                    "weight": array(model.head_weight).tolist(),
-                    "bias": array(model.head_bias).tolist(),
-                },
-                **_describe_masks(model),
-                "precision": precision,
-                "max_tokens": config.max_tokens,
-                "evaluation": {split: figures},
-                "calibration": {
-                    split: {
-                        "label": figures["label"]["calibration_error"],
-                        "concepts": figures["concept"]["calibration_error"],
-                    }
-                },
-                "parity": {split: parity},
-            },
-        )
+    try:
+        with atomic_folder(target) as folder:
+            return _fill(folder, checkpoint, data, split, precision, name or config.name, description)
+    except OSError as error:
+        raise BundleError(f"{target} can't be written: {error}.") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the manifest"
+        raise BundleError(
+            f"No bundle was written, since it would break the schema at {where}: {first['msg']}."
+        ) from error

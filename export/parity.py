@@ -20,7 +20,7 @@ from sparsecbm.evaluation import Outputs, judge, run
 from sparsecbm.model import SparseCBM
 from sparsecbm.tokens import batches, pad
 
-_GRADIENT_TEXTS = 32
+_EXPLAIN_TEXTS = 32
 _BATCH = 32
 
 
@@ -31,7 +31,8 @@ class Tolerance:
     Attributes:
         agreement: share of concept values and of labels that are the same.
         accuracy_loss: of concepts and label, in share of texts.
-        correlation: between the gradients of both, over tokens and over kept units.
+        correlation: between the explanation graph's vectors and gradients, over tokens and units, and the
+            model's.
     """
 
     agreement: float
@@ -70,7 +71,10 @@ def _correlation(left: np.ndarray, right: np.ndarray) -> float:
     return float(np.corrcoef(left.ravel(), right.ravel())[0, 1])
 
 
-def _gradient_parity(model: SparseCBM, session: ort.InferenceSession, ids: Sequence[np.ndarray]) -> dict[str, float]:
+def _explain_parity(
+    model: SparseCBM, session: ort.InferenceSession, ids: Sequence[np.ndarray], expected: Outputs
+) -> dict[str, float]:
+    """Compares ``explain.onnx`` with the model's gradients and, since corrections read them, its outputs."""
     padded, mask = pad(ids, model.backbone.config.pad_id)
     present = np.isfinite(model.absent_values.numpy()).astype(np.float32)
     weights = np.broadcast_to(present, (len(ids), *present.shape)).copy()
@@ -82,11 +86,14 @@ def _gradient_parity(model: SparseCBM, session: ort.InferenceSession, ids: Seque
     ]
     feeds = {"input_ids": padded, "attention_mask": mask, "value_weights": weights}
     feeds |= {"head_gates": gates[0], "neuron_gates": gates[1]}
-    names = ["logits", "token_scores", "head_gradients", "neuron_gradients"]
-    logits, tokens, heads, neurons = session.run(names, feeds)
-    finite = np.isfinite(logits)
+    names = ["logits", "vectors", "token_scores", "head_gradients", "neuron_gradients"]
+    logits, vectors, tokens, heads, neurons = session.run(names, feeds)
+    wanted = expected.logits[: len(ids)].numpy()
+    finite = np.isfinite(wanted)
     return {
-        "explain_logit_difference": float(np.abs(logits - reference.logits.numpy())[finite].max()),
+        "explain_logit_difference": float(np.abs(logits[finite] - wanted[finite]).max()),
+        "explain_value_agreement": float((logits.argmax(-1) == wanted.argmax(-1)).mean()),
+        "explain_vector_correlation": _correlation(vectors, expected.vectors[: len(ids)].numpy()),
         "token_correlation": _correlation(tokens, reference.tokens.numpy()),
         "head_correlation": _correlation(heads, reference.heads.numpy()),
         "neuron_correlation": _correlation(neurons, reference.neurons.numpy()),
@@ -129,13 +136,16 @@ def check_parity(
             "export": after["concept"]["accuracy"],
         },
         "label_accuracy": {"checkpoint": before["label"]["accuracy"], "export": after["label"]["accuracy"]},
-        **_gradient_parity(model, open_session(folder / EXPLAIN), ids[:_GRADIENT_TEXTS]),
+        **_explain_parity(model, open_session(folder / EXPLAIN), ids[:_EXPLAIN_TEXTS], expected),
     }
     failures = [
         f"{key} is {figures[key]:.4f}, must be at least {bound}"
         for keys, bound in (
-            (("value_agreement", "label_agreement"), tolerance.agreement),
-            (("token_correlation", "head_correlation", "neuron_correlation"), tolerance.correlation),
+            (("value_agreement", "label_agreement", "explain_value_agreement"), tolerance.agreement),
+            (
+                ("explain_vector_correlation", "token_correlation", "head_correlation", "neuron_correlation"),
+                tolerance.correlation,
+            ),
         )
         for key in keys
         if not figures[key] >= bound

@@ -1,0 +1,333 @@
+"""The bundle's two graphs, against the PyTorch model and its autograd."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from torch import Tensor
+
+from export.graphs import explain_graph, predict_graph
+from export.products import quantise
+from sparsecbm.attribution import Attribution, attribute
+from sparsecbm.bundle import Precision
+from sparsecbm.checkpoint import Checkpoint
+from sparsecbm.data import Dataset
+from sparsecbm.masks import UnitMasks
+from sparsecbm.model import Bottleneck, SparseCBM
+from sparsecbm.tokens import encode, pad, tokenizer_from_text
+
+Open = Callable[[onnx.ModelProto], ort.InferenceSession]
+MakeModel = Callable[..., SparseCBM]
+Batch = tuple[np.ndarray, np.ndarray]
+
+ACTIVATIONS = pytest.mark.parametrize("activation", ["gelu", "relu", "silu"])
+TRUNKS = pytest.mark.parametrize("trunk", [0, 2])
+
+
+def answer(model: SparseCBM, batch: Batch) -> Bottleneck:
+    with torch.inference_mode():
+        output: Bottleneck = model(*map(torch.from_numpy, batch))
+    return output
+
+
+def predict(session: ort.InferenceSession, batch: Batch) -> list[np.ndarray]:
+    """Logits and vectors."""
+    outputs: list[np.ndarray] = session.run(["logits", "vectors"], {"input_ids": batch[0], "attention_mask": batch[1]})
+    return outputs
+
+
+def only(batch: Batch, text: int) -> Batch:
+    """One text of a batch, without its padding."""
+    length = int(batch[1][text].sum())
+    return batch[0][text : text + 1, :length], batch[1][text : text + 1, :length]
+
+
+def predict_close(session: ort.InferenceSession, model: SparseCBM, batch: Batch) -> None:
+    for actual, expected in zip(predict(session, batch), answer(model, batch), strict=True):
+        np.testing.assert_allclose(actual, expected.numpy(), rtol=1e-4, atol=1e-4)
+
+
+@ACTIVATIONS
+def test_predict_answers_as_the_model_in_fp32(
+    open_graph: Open, make_model: MakeModel, batch: Batch, activation: str
+) -> None:
+    model = make_model(activation=activation)
+    predict_close(open_graph(predict_graph(model, "fp32")), model, batch)
+
+
+@TRUNKS
+def test_predict_answers_as_a_model_of_another_trunk(
+    open_graph: Open, make_model: MakeModel, batch: Batch, trunk: int
+) -> None:
+    model = make_model(trunk=trunk)
+    predict_close(open_graph(predict_graph(model, "fp32")), model, batch)
+
+
+def test_predict_answers_as_a_bert_on_texts(open_graph: Open, untrained: Checkpoint, labelled: Dataset) -> None:
+    encoded = encode(tokenizer_from_text(untrained.tokenizer, 64), labelled.texts[:32])
+    batch = pad(encoded.ids, untrained.config.backbone.pad_id)
+    assert not batch[1].all()
+    predict_close(open_graph(predict_graph(untrained.model, "fp32")), untrained.model, batch)
+
+
+def test_predict_reads_as_many_tokens_as_there_are_positions(open_graph: Open, make_model: MakeModel) -> None:
+    model = make_model()
+    ids = np.arange(model.backbone.config.max_tokens)[None, :]
+    predict_close(open_graph(predict_graph(model, "fp32")), model, (ids, np.ones_like(ids)))
+
+
+def test_values_that_a_concept_lacks_have_minus_infinity_as_logit(
+    open_graph: Open, make_model: MakeModel, batch: Batch
+) -> None:
+    logits, _ = predict(open_graph(predict_graph(make_model(values=(2, 3)), "fp32")), batch)
+    assert np.isneginf(logits).tolist() == [[[False, False, True], [False, False, False]]] * 4
+
+
+def test_predict_answers_as_a_model_whose_concepts_differ_in_values(
+    open_graph: Open, make_model: MakeModel, batch: Batch
+) -> None:
+    model = make_model(values=(2, 3, 2))
+    predict_close(open_graph(predict_graph(model, "fp32")), model, batch)
+
+
+def test_predict_answers_as_a_model_of_single_units(open_graph: Open, make_model: MakeModel, batch: Batch) -> None:
+    model = make_model(density=0.0)
+    assert (model.masks.heads.sum(-1) == 1).all() and (model.masks.neurons.sum(-1) == 1).all()
+    predict_close(open_graph(predict_graph(model, "fp32")), model, batch)
+
+
+def test_predict_answers_as_a_dense_model(open_graph: Open, make_model: MakeModel, batch: Batch) -> None:
+    model = make_model(density=1.0)
+    predict_close(open_graph(predict_graph(model, "fp32")), model, batch)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_masked_units_are_absent_from_predict(make_model: MakeModel, precision: Precision) -> None:
+    model = make_model(density=0.3)
+    config = model.backbone.config
+    heads = {(-1, tuple(range(config.heads)))}  # of the trunk's layer
+    neurons = {(-1, tuple(range(config.neurons)))}
+    for concept in range(len(model.concepts)):
+        for layer in range(model.branch_layers):
+            kept = model.masks.kept(concept, layer)
+            heads.add((layer, tuple(kept[0].tolist())))
+            neurons.add((layer, tuple(kept[1].tolist())))
+    expected: Counter[tuple[int, ...]] = Counter()  # equal selections are stored once
+    for _, units in heads:
+        width = len(units) * config.head_width
+        expected.update([(config.hidden, 3 * width), (width, config.hidden)])
+    for _, units in neurons:
+        expected.update([(config.hidden, len(units)), (len(units), config.hidden)])
+    tensors = predict_graph(model, precision).graph.initializer
+    assert Counter(tuple(tensor.dims) for tensor in tensors if tensor.name.startswith("weight")) == expected
+
+
+def test_a_text_alone_is_answered_in_fp32_as_in_a_padded_batch(
+    open_graph: Open, make_model: MakeModel, batch: Batch
+) -> None:
+    session = open_graph(predict_graph(make_model(), "fp32"))
+    for text, together in enumerate(zip(*predict(session, batch), strict=True)):
+        for alone, expected in zip(predict(session, only(batch, text)), together, strict=True):
+            np.testing.assert_allclose(alone[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_what_stands_in_padding_changes_no_answer_in_fp32(
+    open_graph: Open, make_model: MakeModel, batch: Batch
+) -> None:
+    session = open_graph(predict_graph(make_model(), "fp32"))
+    other = np.where(batch[1] == 1, batch[0], 17)
+    for actual, expected in zip(predict(session, (other, batch[1])), predict(session, batch), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_predict_in_int8_answers_the_same_batch_the_same_twice(
+    open_graph: Open, make_model: MakeModel, batch: Batch
+) -> None:
+    session = open_graph(predict_graph(make_model(), "int8"))
+    for first, second in zip(predict(session, batch), predict(session, batch), strict=True):
+        assert np.array_equal(first, second)
+
+
+def test_predict_in_int8_answers_copies_of_a_text_as_the_text(
+    open_graph: Open, make_model: MakeModel, batch: Batch
+) -> None:
+    session = open_graph(predict_graph(make_model(), "int8"))
+    ids, mask = only(batch, 0)
+    copies = predict(session, (np.repeat(ids, 3, axis=0), np.repeat(mask, 3, axis=0)))
+    for many, one in zip(copies, predict(session, (ids, mask)), strict=True):
+        np.testing.assert_allclose(many, np.repeat(one, 3, axis=0), atol=1e-4)
+
+
+def test_predict_in_int8_is_near_the_model(open_graph: Open, make_model: MakeModel, batch: Batch) -> None:
+    model = make_model()
+    logits, _ = predict(open_graph(predict_graph(model, "int8")), batch)
+    expected = answer(model, batch).logits.numpy()
+    assert np.abs(logits - expected).max() < 0.1 * expected.std()
+
+
+def explain(
+    session: ort.InferenceSession,
+    model: SparseCBM,
+    batch: Batch,
+    value_weights: np.ndarray,
+    masks: UnitMasks | None = None,
+    gates: tuple[np.ndarray, np.ndarray] | None = None,
+) -> Attribution:
+    """Runs the graph with the gates of masks, by default the model's, for all texts, or with given ones."""
+    if gates is None:
+        units = masks or model.masks
+        heads, neurons = (
+            np.repeat(mask.numpy().astype(np.float32)[None], len(batch[0]), axis=0)
+            for mask in (units.heads, units.neurons)
+        )
+        gates = (heads, neurons)
+    feeds = {"input_ids": batch[0], "attention_mask": batch[1], "value_weights": value_weights}
+    feeds |= {"head_gates": gates[0], "neuron_gates": gates[1]}
+    names = ["logits", "token_scores", "head_gradients", "neuron_gradients"]
+    return Attribution(*map(torch.from_numpy, session.run(names, feeds)))
+
+
+def reference(model: SparseCBM, batch: Batch, value_weights: np.ndarray) -> Attribution:
+    return attribute(model, *map(torch.from_numpy, (*batch, value_weights)))
+
+
+def weigh(model: SparseCBM, batch: Batch) -> np.ndarray:
+    """Weights of values that differ per text; 0 where a concept lacks the value."""
+    shape = (len(batch[0]), *model.absent_values.shape)
+    weights = np.random.default_rng(4).normal(size=shape).astype(np.float32)
+    return np.where(np.isfinite(model.absent_values.numpy()), weights, np.float32(0))
+
+
+def close(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    for name, tensor in expected.items():
+        scale = float(tensor[tensor.isfinite()].abs().max())
+        torch.testing.assert_close(actual[name], tensor, rtol=1e-4, atol=2e-5 * scale)
+
+
+@ACTIVATIONS
+@pytest.mark.parametrize("output", Attribution._fields)
+def test_explain_gives_what_autograd_gives(
+    open_graph: Open, make_model: MakeModel, batch: Batch, activation: str, output: str
+) -> None:
+    model = make_model(activation=activation)
+    weights = weigh(model, batch)
+    actual = explain(open_graph(explain_graph(model, "fp32")), model, batch, weights)
+    close({output: getattr(actual, output)}, {output: getattr(reference(model, batch, weights), output)})
+
+
+@TRUNKS
+def test_explain_gives_what_autograd_gives_at_another_trunk(
+    open_graph: Open, make_model: MakeModel, batch: Batch, trunk: int
+) -> None:
+    model = make_model(trunk=trunk)
+    weights = weigh(model, batch)
+    actual = explain(open_graph(explain_graph(model, "fp32")), model, batch, weights)
+    close(actual._asdict(), reference(model, batch, weights)._asdict())
+
+
+def test_explain_gives_what_autograd_gives_where_concepts_differ_in_values(
+    open_graph: Open, make_model: MakeModel, batch: Batch
+) -> None:
+    model = make_model(values=(2, 3))
+    weights = weigh(model, batch)
+    actual = explain(open_graph(explain_graph(model, "fp32")), model, batch, weights)
+    close(actual._asdict(), reference(model, batch, weights)._asdict())
+
+
+def test_explain_takes_other_gates_for_every_text(open_graph: Open, make_model: MakeModel, batch: Batch) -> None:
+    model, own = make_model(), [make_model(seed=seed).masks for seed in range(1, 5)]
+    weights = weigh(model, batch)
+    heads, neurons = (
+        torch.stack([getattr(masks, kind) for masks in own]).float().numpy() for kind in ("heads", "neurons")
+    )
+    actual = explain(open_graph(explain_graph(model, "fp32")), model, batch, weights, gates=(heads, neurons))
+    expected = []
+    for text, masks in enumerate(own):
+        model.masks = masks
+        one = slice(text, text + 1)
+        expected.append(reference(model, (batch[0][one], batch[1][one]), weights[one]))
+    close(actual._asdict(), {name: torch.cat([getattr(e, name) for e in expected]) for name in Attribution._fields})
+
+
+def test_explain_answers_under_other_masks_as_a_model_that_has_them(
+    open_graph: Open, make_model: MakeModel, batch: Batch
+) -> None:
+    model, masks = make_model(), make_model(seed=9).masks
+    session = open_graph(explain_graph(model, "fp32"))
+    logits = explain(session, model, batch, weigh(model, batch), masks).logits
+    model.masks = masks
+    close({"logits": logits}, {"logits": answer(model, batch).logits})
+
+
+def test_explains_vectors_are_the_models(open_graph: Open, make_model: MakeModel, batch: Batch) -> None:
+    model = make_model()
+    feeds = {"input_ids": batch[0], "attention_mask": batch[1], "value_weights": weigh(model, batch)}
+    for kind in ("heads", "neurons"):
+        mask = getattr(model.masks, kind).numpy().astype(np.float32)
+        feeds[f"{kind.removesuffix('s')}_gates"] = np.repeat(mask[None], 4, axis=0)
+    (vectors,) = open_graph(explain_graph(model, "fp32")).run(["vectors"], feeds)
+    np.testing.assert_allclose(vectors, answer(model, batch).vectors.numpy(), rtol=1e-4, atol=1e-4)
+
+
+def test_padding_has_no_token_score(open_graph: Open, make_model: MakeModel, batch: Batch) -> None:
+    model = make_model()
+    scores = explain(open_graph(explain_graph(model, "fp32")), model, batch, weigh(model, batch)).tokens
+    padding = np.broadcast_to(batch[1][:, None, :] == 0, scores.shape)
+    assert not scores.numpy()[padding].any()
+
+
+def test_a_concept_whose_values_weigh_nothing_has_no_gradient(
+    open_graph: Open, make_model: MakeModel, batch: Batch
+) -> None:
+    model = make_model()
+    weights = weigh(model, batch)
+    weights[:, 0] = 0
+    actual = explain(open_graph(explain_graph(model, "fp32")), model, batch, weights)
+    assert not any(tensor[:, 0].any() for tensor in (actual.tokens, actual.heads, actual.neurons))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_text_alone_is_explained_as_in_a_padded_batch(
+    open_graph: Open, make_model: MakeModel, batch: Batch, precision: Precision
+) -> None:
+    model = make_model()
+    weights = weigh(model, batch)
+    session = open_graph(explain_graph(model, precision))
+    together = explain(session, model, batch, weights)
+    for text in range(4):
+        part = only(batch, text)
+        expected = {name: tensor[text : text + 1] for name, tensor in together._asdict().items()}
+        expected["tokens"] = expected["tokens"][..., : part[0].shape[1]]
+        close(explain(session, model, part, weights[text : text + 1])._asdict(), expected)
+
+
+def round_weights(model: SparseCBM) -> None:
+    """Replaces the weights that the export stores as int8 by what they stand for."""
+
+    def rounded(weight: Tensor) -> Tensor:
+        values, scale = quantise(weight.numpy())
+        return torch.from_numpy(values.astype(np.float32) * scale)
+
+    with torch.no_grad():
+        token, hidden = model.backbone.embeddings.token, model.backbone.config.hidden
+        token.copy_(rounded(token.T).T)
+        for layer in model.backbone.layers:
+            layer.qkv.copy_(rounded(layer.qkv.reshape(-1, hidden).T).T.reshape(layer.qkv.shape))
+            layer.out.copy_(rounded(layer.out.reshape(-1, hidden)).reshape(layer.out.shape))
+            layer.up.copy_(rounded(layer.up.T).T)
+            layer.down.copy_(rounded(layer.down))
+
+
+def test_explain_in_int8_gives_what_autograd_gives_for_the_rounded_weights(
+    open_graph: Open, make_model: MakeModel, batch: Batch
+) -> None:
+    model = make_model()
+    session, weights = open_graph(explain_graph(model, "int8")), weigh(model, batch)
+    round_weights(model)
+    close(explain(session, model, batch, weights)._asdict(), reference(model, batch, weights)._asdict())

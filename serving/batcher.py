@@ -66,6 +66,7 @@ class Batcher:
         self._max_queue = max_queue
         self._max_batch = max_batch
         self._queue: deque[_Job] = deque()
+        self._running: list[_Job] = []
         self._waiting = 0
         self._rate = 0.0  # texts per second, smoothed
         self._arrived = asyncio.Event()
@@ -80,16 +81,13 @@ class Batcher:
     def start(self) -> None:
         """Begins to run jobs, on the running event loop."""
         self._worker = asyncio.get_running_loop().create_task(self._work(), name="batcher")
+        self._worker.add_done_callback(self._ended)
 
     async def stop(self) -> None:
         """Ends at once; whoever still waits gets an UnavailableError."""
         if self._worker is not None:
             self._worker.cancel()
             await asyncio.gather(self._worker, return_exceptions=True)
-        for job in self._queue:
-            if not job.future.done():
-                job.future.set_exception(UnavailableError("The server is shutting down. Send the request again."))
-        self._queue.clear()
         self._thread.shutdown(wait=False)
 
     async def predict(self, texts: Sequence[str], explain: Sequence[Explain]) -> list[Answer]:
@@ -137,7 +135,7 @@ class Batcher:
             while not self._queue:
                 self._arrived.clear()
                 await self._arrived.wait()
-            batch = self._take()
+            batch = self._running = self._take()
             began = time.perf_counter()
             for job in batch:
                 self._observer.queued(began - job.since)
@@ -152,6 +150,18 @@ class Batcher:
                     job.future.set_exception(result)
                 else:
                     job.future.set_result(result)
+            self._running = []
+
+    def _ended(self, worker: asyncio.Task[None]) -> None:
+        """However the worker ended, nobody waits for it any longer."""
+        if not worker.cancelled() and (error := worker.exception()) is not None:
+            _log.error("batcher", error=type(error).__name__, places=logs.places(error.__traceback__))
+        for job in (*self._running, *self._queue):
+            if not job.future.done():
+                job.future.set_exception(UnavailableError("The engine has stopped. Send the request again."))
+        self._running = []
+        self._queue.clear()
+        self._waiting = 0
 
     def _take(self) -> list[_Job]:
         """The oldest job and, in their order, those of its kind that fit in a batch with it."""

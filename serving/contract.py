@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, FailFast, Field, StringConstraints
 
 from sparsecbm.bundle import Backbone, Concept, LayerDensity, Layout
 
@@ -15,7 +15,10 @@ UnitKind = Literal["head", "neuron"]
 
 
 class Message(BaseModel):
-    """Base of requests: an unknown field is an error, never ignored."""
+    """Base of requests: an unknown field is an error, never ignored.
+
+    Lists and dicts fail at their first mistake: a body of millions of them would cost seconds and gigabytes.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -28,12 +31,12 @@ class TextInput(Message):
 
 
 class PredictRequest(Message):
-    inputs: list[str | TextInput] = Field(
+    inputs: Annotated[list[str | TextInput], FailFast()] = Field(
         min_length=1,
         description="Texts, or objects with an id and a text.",
         examples=[["Great pasta, but the waiter was rude."]],
     )
-    explain: list[Explain] = Field(
+    explain: Annotated[list[Explain], FailFast()] = Field(
         default=["concepts"],
         description="Levels of explanation; 'concepts' is always given.",
         examples=[["concepts", "tokens", "subnetwork"]],
@@ -41,7 +44,7 @@ class PredictRequest(Message):
 
 
 class CorrectionInput(TextInput):
-    corrections: dict[str, str] = Field(
+    corrections: Annotated[dict[str, str], FailFast()] = Field(
         min_length=1,
         description="What each concept should be: concept name to value.",
         examples=[{"service": "Negative"}],
@@ -56,7 +59,7 @@ class CorrectionInput(TextInput):
 
 
 class InterveneRequest(Message):
-    inputs: list[CorrectionInput] = Field(min_length=1)
+    inputs: Annotated[list[CorrectionInput], FailFast()] = Field(min_length=1)
     record: bool = Field(default=True, description="Whether to keep the interventions in the ledger.")
 
 

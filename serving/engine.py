@@ -24,11 +24,13 @@ from tokenizers import Encoding
 from serving.answers import AnswerWriter, Explanation
 from serving.bottleneck import LabelHead, Reading
 from serving.contract import Answer, Edit, Explain, Flipped, Level, Outcome
-from serving.graphs import EXPLAIN, PREDICT, Gradients, open_session
+from serving.graphs import EXPLAIN, PREDICT, Gradients, check_signature, open_session
 from serving.masks import Units, describe_edits, edit_units, read_masks
 from sparsecbm.bundle import Manifest, read_bundle
 from sparsecbm.errors import BundleError, InputError, SparseCBMError
 from sparsecbm.tokens import TOKENIZER, pad, tokenizer_from_text
+
+_EXPLAIN_INPUTS = ("input_ids", "attention_mask", "head_gates", "neuron_gates", "value_weights")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +114,11 @@ class Engine:
         self._writer = AnswerWriter(manifest, self._masks)
         self._names = [concept.name for concept in manifest.concepts]
         self._values = {concept.name: concept.values for concept in manifest.concepts}
+        values = max(len(concept.values) for concept in manifest.concepts)
+        shape = (len(manifest.concepts), values)
+        self._outputs = {"logits": shape, "vectors": (*shape, manifest.head.width)}
         self._predict = open_session(folder / PREDICT, settings.threads)
+        check_signature(self._predict, folder / PREDICT, ("input_ids", "attention_mask"), self._outputs)
         self._explain: ort.InferenceSession | None = None
         self._explain_lock = Lock()
 
@@ -131,9 +137,13 @@ class Engine:
         self.predict(["warm up"], {"tokens"} if explain else ())
 
     def check_text(self, text: str) -> None:
-        """Raises InputError where a text holds nothing to read."""
+        """Raises InputError where a text holds nothing to read, or what is no character."""
         if not text.strip():
             raise InputError("the text is empty; send at least one character that is not a space.")
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise InputError("the text holds half of a surrogate pair; send whole characters.") from None
 
     def check_corrections(self, corrections: Mapping[str, str]) -> None:
         """Raises InputError where a concept or a value isn't one of the model's."""
@@ -280,7 +290,9 @@ class Engine:
         """The explanation graph, loaded when it is first asked for."""
         with self._explain_lock:
             if self._explain is None:
-                self._explain = open_session(self._folder / EXPLAIN, self.settings.threads)
+                session = open_session(self._folder / EXPLAIN, self.settings.threads)
+                check_signature(session, self._folder / EXPLAIN, _EXPLAIN_INPUTS, self._outputs)
+                self._explain = session
             return self._explain
 
     def _run_explain(self, ids: Sequence[np.ndarray], masks: np.ndarray, value_weights: np.ndarray) -> Gradients:
@@ -328,8 +340,9 @@ class Engine:
             for row in rows
         }
         kept = self._masks.sum(1)
+        budgets = [max(1, int(self.settings.edit_budget * count)) for count in kept]
         steps = [max(1, math.ceil(self.settings.edit_step * count)) for count in kept]
-        rounds = max(1, int(self.settings.edit_budget / self.settings.edit_step))
+        rounds = max(math.ceil(budget / step) for budget, step in zip(budgets, steps, strict=True))
         for edit in edits.values():
             edit.reached = _reaches(edit.logits, edit.targets)
         active = [edit for edit in edits.values() if not edit.reached]
@@ -354,12 +367,11 @@ class Engine:
                         continue
                     edit.rounds += 1
                     for concept in np.flatnonzero(touched):
-                        if edit.logits[concept].argmax() != edit.targets[concept]:
+                        spent = int(np.count_nonzero(edit.masks[concept] != self._masks[concept]))
+                        count = min(steps[concept], budgets[concept] - spent)
+                        if count > 0 and edit.logits[concept].argmax() != edit.targets[concept]:
                             edit.masks[concept] = edit_units(
-                                edit.masks[concept],
-                                self._masks[concept],
-                                by_unit[position, concept],
-                                steps[concept],
+                                edit.masks[concept], self._masks[concept], by_unit[position, concept], count
                             )
             active = [edit for edit in active if edit.rounds <= rounds]
         return edits

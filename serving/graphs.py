@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,3 +52,26 @@ def open_session(path: Path, threads: int) -> ort.InferenceSession:
         )
     except Exception as error:  # ONNX Runtime's errors share no base but Exception
         raise BundleError(f"{path} can't be loaded by ONNX Runtime: {error}") from error
+
+
+def check_signature(
+    session: ort.InferenceSession, path: Path, inputs: Collection[str], outputs: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Compares a graph with what its bundle's manifest promises.
+
+    Args:
+        session: of the graph.
+        path: of the graph.
+        inputs: names of all that the graph is given.
+        outputs: names of what is asked of it, with their shapes behind the batch.
+
+    Raises:
+        BundleError: it takes other inputs, or gives outputs of other shapes.
+    """
+    taken = {node.name for node in session.get_inputs()}
+    if taken != set(inputs):
+        raise BundleError(f"{path} takes {', '.join(sorted(taken))}, but should take {', '.join(sorted(inputs))}.")
+    given = {node.name: tuple(node.shape[1:]) for node in session.get_outputs()}
+    for name, shape in outputs.items():
+        if given.get(name) != shape:
+            raise BundleError(f"{path}: {name} must be of shape {list(shape)} per text, not {given.get(name)}.")

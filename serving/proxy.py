@@ -15,6 +15,7 @@ import os
 import re
 import signal
 import sys
+from itertools import count
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
@@ -22,6 +23,7 @@ _LAUNCHER = """#!/bin/sh
 exec "{python}" -I -S "{file}" "{haproxy}" "$@"
 """
 _ERROR = "HTTP/1.1 {line}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n{headers}\r\n{body}"
+# HAProxy 2.8 ignores those of 400 and 408 for a request that it can't parse or that doesn't come (its issue 3032).
 _ERRORS = {
     400: ("400 Bad Request", "bad_request", "The request is not well-formed HTTP.", ""),
     408: ("408 Request Timeout", "timeout", "The request did not arrive in time.", ""),
@@ -55,8 +57,8 @@ def tighten(config: str, folder: Path) -> str:
         folder: where sockets may be put and the error files of `write_errors` are.
     """
     # A bind to a port alone is one to every interface; what users reach is bound to the host that they chose.
-    sockets = iter("12")
-    config = re.sub(r"bind (?:\*)?:\d+", lambda _: f"bind unix@{folder / next(sockets)} mode 600", config)
+    sockets = count(1)
+    config = re.sub(r"bind (?:\*)?:\d+", lambda _: f"bind unix@{folder / str(next(sockets))} mode 600", config)
     config = re.sub(r"(stats socket \S+ mode )666", r"\g<1>600", config)
     config = re.sub(r"^ *errorfile .*\n", "", config, flags=re.MULTILINE)
     errors = "".join(f"    errorfile {status} {folder / f'{file}.http'}\n" for status, file in _STATUSES.items())

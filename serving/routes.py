@@ -55,6 +55,8 @@ _ERRORS = {
     500: "The server failed.",
     503: "A part of the server is away for now.",
 }
+_ERROR_SCHEMA = {"$ref": "#/components/schemas/ErrorResponse"}
+_MOST_ERRORS = 1000  # that are read out one by one
 _BODY = (403, 413, 415, 422, 429, 500, 503)
 
 
@@ -108,6 +110,10 @@ class MessageRoute(APIRoute):
             try:
                 message = model.model_validate_json(body)
             except ValidationError as error:
+                if error.error_count() > _MOST_ERRORS:
+                    raise InputError(
+                        f"The body is wrong in {error.error_count()} places; /docs says what it may hold."
+                    ) from None
                 found = error.errors(include_url=False, include_context=False, include_input=False)
                 raise problems.from_validation(found, "The body") from None
             return await endpoint(request, **{name: message})
@@ -128,19 +134,22 @@ def add_routes(app: FastAPI, services: Services) -> None:
         answer: type[BaseModel] | None,
         errors: Sequence[int],
     ) -> None:
+        # An error is JSON even where the answer is plain text, which FastAPI would describe it as.
+        error: dict[str, Any] = {"model": ErrorResponse} if answer else {"content": {_JSON: {"schema": _ERROR_SCHEMA}}}
         app.router.add_api_route(
             path,
             endpoint,
             methods=[method],
             response_model=answer,
             response_class=PlainTextResponse if answer is None else JSONResponse,
-            responses={code: {"model": ErrorResponse, "description": _ERRORS[code]} for code in errors},
+            responses={code: {**error, "description": _ERRORS[code]} for code in errors},
         )
 
     add("POST", "/v1/predict", predict, PredictResponse, _BODY)
     add("POST", "/v1/intervene", intervene, InterveneResponse, _BODY)
     add("GET", "/v1/interventions", interventions, InterventionPage, (403, 422, 500, 503))
-    add("GET", "/v1/interventions/{id}", intervention, InterventionRecord, (403, 404, 500, 503))
+    # FastAPI would describe a 422 of its own shape where none is named.
+    add("GET", "/v1/interventions/{id}", intervention, InterventionRecord, (403, 404, 422, 500, 503))
     add("GET", "/v1/model", model, ModelCard, (403, 500))
     add("GET", "/metrics", metrics, None, (403, 500))
     add("GET", "/healthz", healthz, Health, (403, 500))
@@ -295,7 +304,8 @@ async def _body(request: Request) -> bytes:
     limit = _services(request).settings.max_body_bytes
     too_large = TooLargeError(f"The body is over {limit} bytes. Send fewer or shorter texts at once.", {"limit": limit})
     declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > limit:
+    # Python refuses to read a number of thousands of digits.
+    if declared.isdecimal() and (len(declared) > 18 or int(declared) > limit):
         raise too_large
     body = bytearray()
     async for chunk in request.stream():

@@ -1,0 +1,130 @@
+"""Settings from flags, the environment and defaults."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from serving.settings import Settings, read_settings
+from sparsecbm.errors import SetupError
+
+
+@pytest.fixture(autouse=True)
+def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith("SPARSECBM_"):
+            monkeypatch.delenv(name)
+
+
+def test_defaults_serve_on_loopback() -> None:
+    settings = read_settings()
+    assert (settings.host, settings.port, settings.replicas) == ("127.0.0.1", 8000, 1)
+    assert settings.loopback and not settings.log_texts
+
+
+def test_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARSECBM_PORT", "9000")
+    assert read_settings().port == 9000
+
+
+def test_flag_goes_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARSECBM_PORT", "9000")
+    assert read_settings(port=9001).port == 9001
+
+
+def test_flag_that_is_not_given_leaves_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARSECBM_PORT", "9000")
+    assert read_settings(port=None).port == 9000
+
+
+@pytest.mark.parametrize("given", ["a.example,b.example", "a.example b.example", "a.example, b.example"])
+def test_hosts_in_the_environment_are_a_list(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    monkeypatch.setenv("SPARSECBM_ALLOWED_HOSTS", given)
+    assert read_settings().allowed_hosts == ["a.example", "b.example"]
+
+
+def test_hosts_may_be_repeated_flags() -> None:
+    assert read_settings(allowed_hosts=["a.example", "b.example"]).allowed_hosts == ["a.example", "b.example"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("port", 0),
+        ("port", 65536),
+        ("port", "http"),
+        ("replicas", 0),
+        ("threads", -1),
+        ("max_body_bytes", 1),
+        ("max_inputs", 0),
+        ("max_batch", 0),
+        ("log_level", "loud"),
+    ],
+)
+def test_value_out_of_bounds_is_refused_by_flag_and_variable(name: str, value: object) -> None:
+    flag = f"--{name.replace('_', '-')}"
+    with pytest.raises(SetupError, match=rf"^{flag} \(SPARSECBM_{name.upper()}\): "):
+        read_settings(**{name: value})
+
+
+def test_requests_larger_than_the_queue_are_refused() -> None:
+    with pytest.raises(SetupError, match=r"max_inputs \(100\) must not be above max_queue \(10\)"):
+        read_settings(max_inputs=100, max_queue=10)
+
+
+def test_unknown_setting_is_refused() -> None:
+    with pytest.raises(SetupError, match="--colour"):
+        read_settings(colour="red")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
+def test_loopback_addresses(host: str) -> None:
+    assert read_settings(host=host).loopback
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.4", "reviews.example", "*", ""])
+def test_addresses_that_others_may_reach(host: str) -> None:
+    assert not read_settings(host=host).loopback
+
+
+def test_localhost_is_its_address() -> None:
+    assert read_settings(host="localhost").host == "127.0.0.1"
+
+
+def test_folders_are_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = read_settings(bundle="mine", state_dir="state")
+    assert (settings.bundle, settings.state_dir) == (tmp_path / "mine", tmp_path / "state")
+
+
+def test_home_is_written_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert read_settings(bundle="~/mine").bundle == tmp_path / "mine"
+
+
+def test_ledger_lies_in_the_state_folder_by_default(tmp_path: Path) -> None:
+    assert read_settings(state_dir=tmp_path).ledger_url == f"sqlite:///{tmp_path}/ledger.db"
+
+
+def test_ledger_may_be_elsewhere() -> None:
+    assert read_settings(ledger="postgresql://host/ledger").ledger_url == "postgresql://host/ledger"
+
+
+def test_cores_are_shared_out_among_replicas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    assert read_settings(replicas=3).threads_per_replica == 2
+
+
+def test_replica_has_a_thread_even_where_cores_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+    assert read_settings(replicas=3).threads_per_replica == 1
+
+
+def test_threads_given_are_used() -> None:
+    assert read_settings(replicas=3, threads=5).threads_per_replica == 5
+
+
+def test_every_setting_says_what_it_is() -> None:
+    assert all(field.description for field in Settings.model_fields.values())

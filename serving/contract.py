@@ -123,8 +123,12 @@ class Answer(BaseModel):
     truncated: bool = Field(description="Whether the text was longer than the model reads.")
 
 
-class Prediction(Answer):
-    id: str = Field(examples=["0"])
+class _Identified(BaseModel):
+    id: str = Field(description="The input's id, or its position in the request.", examples=["0"])
+
+
+class Prediction(Answer, _Identified):  # the id comes first in JSON
+    pass
 
 
 class PredictResponse(BaseModel):
@@ -158,9 +162,13 @@ class Outcome(BaseModel):
     edits: list[Edit] = Field(description="Units dropped from and grown into masks; empty at level 'concept'.")
 
 
-class InterventionAnswer(Outcome):
+class _Recorded(BaseModel):
     id: str | None = Field(description="Id in the ledger, or null if it was not recorded.")
     input_id: str = Field(description="The input's id, or its position in the request.")
+
+
+class InterventionAnswer(Outcome, _Recorded):
+    pass
 
 
 class InterveneResponse(BaseModel):
@@ -213,6 +221,9 @@ class ModelCard(BaseModel):
     backbone: Backbone
     concepts: list[Concept]
     labels: list[str] = Field(examples=[["1", "2", "3", "4", "5"]])
+    label_bias: dict[str, float] = Field(
+        description="Each label's logit before any concept contributes.", examples=[{"1": -0.2, "5": 0.1}]
+    )
     layout: Layout
     density: dict[str, list[LayerDensity]] = Field(description="Share of units kept, by concept and layer.")
     branch_density: float = Field(description="Share of branch units kept, over all concepts.", examples=[0.31])

@@ -320,6 +320,7 @@ def _card(services: Services) -> ModelCard:
     files = {name: entry.bytes for name, entry in manifest.files.items()}
     return ModelCard(
         **manifest.model_dump(exclude={"schema_version", "head", "files"}),
+        label_bias=dict(zip(manifest.labels, manifest.head.bias, strict=True)),
         files=files,
         bytes=sum(files.values()),
         limits=Limits(

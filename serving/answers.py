@@ -44,7 +44,8 @@ class AnswerWriter:
         self._values = [concept.values for concept in manifest.concepts]
         self._labels = manifest.labels
         self._units = Units(manifest.layout)
-        self._densities = masks.mean(1).tolist()
+        by_weights = manifest.granularity == "weights"  # all units are kept there
+        self._densities = list(manifest.concept_density.values()) if by_weights else masks.mean(1).tolist()
         self._shown_units = shown_units
 
     def write(

@@ -8,6 +8,9 @@ from typing import Any
 import structlog
 from fastapi import FastAPI
 from ray import serve
+from ray._common.tls_utils import add_port_to_grpc_server
+from ray.serve._private import replica as ray_replica
+from ray.util import get_node_ip_address
 
 from serving import logs
 from serving.app import create_app
@@ -34,6 +37,7 @@ class Replica:
 
     def __init__(self, settings: Settings, metrics_folder: Path) -> None:
         logs.configure(settings.log_level)
+        _bind_to_node()
         self._engine = Engine.load(settings.bundle, EngineSettings(threads=settings.threads_per_replica))
         self._metrics = Metrics(metrics_folder, self._engine.manifest)
         self._ledger = Ledger(settings.ledger_url)
@@ -60,6 +64,22 @@ class Replica:
         for part in ("_metrics", "_ledger"):
             if hasattr(self, part):
                 getattr(self, part).close()
+
+
+def _bind_to_node() -> None:
+    """Makes this process take calls of other deployments on the node's own address.
+
+    Ray Serve opens a gRPC port for them on every interface, once the replica is made, and no setting changes that.
+    The node's address is the one that Ray gives to callers: a loopback one, unless in a cluster.
+    """
+
+    def add_port(server: Any, _: str) -> int:
+        host: str = get_node_ip_address()  # type: ignore[no-untyped-call]
+        address = f"[{host}]:0" if ":" in host else f"{host}:0"
+        port: int = add_port_to_grpc_server(server, address)  # type: ignore[no-untyped-call]
+        return port
+
+    vars(ray_replica)["add_port_to_grpc_server"] = add_port
 
 
 def application(settings: Settings, metrics_folder: Path) -> Any:

@@ -249,6 +249,8 @@ class Engine:
         started = time.perf_counter()
         encode = self._tokenizer.encode_batch if offsets else self._tokenizer.encode_batch_fast
         encodings: list[Encoding] = encode(list(texts))
+        if not all(encodings):
+            raise InputError("the text holds nothing that the model reads; send at least one word.")
         return _Texts(
             [np.array(encoding.ids, dtype=np.int64) for encoding in encodings],
             [bool(encoding.overflowing) for encoding in encodings],

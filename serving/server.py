@@ -10,12 +10,13 @@ import secrets
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from serving.ledger import Ledger
@@ -26,8 +27,17 @@ from sparsecbm.errors import SetupError, UnavailableError
 
 _PREFIX = "sparsecbm-"
 _LOCK = "lock"
+_INTERRUPTED = 130  # exit code
 _LONGEST_FOLDER = 16  # a socket's path has 107 bytes, and Ray and HAProxy take 90 of them
 _OBJECT_STORE = 80 * 2**20  # Ray's least: requests don't pass through it
+_REAP = """
+while read -r line; do noted=$line; done
+for process in $noted; do
+    read -r stat 2> /dev/null < "/proc/${process%:*}/stat" || continue
+    set -- ${stat##*) }
+    [ "${20}" = "${process#*:}" ] && kill -9 "${process%:*}"
+done 2> /dev/null
+"""
 _PROCESSES = 3  # Ray's processes besides the replicas: controller, HAProxy's manager, fallback proxy
 
 
@@ -61,7 +71,7 @@ def running(settings: Settings) -> Iterator[Manifest]:
         BundleError, SetupError: as `serve`.
     """
     manifest = check(settings)
-    with _on_signals(_exit), _run_folder() as folder:
+    with _interruptible(), _run_folder() as folder, _reaper() as note_children:
         os.environ.update(_environment(settings, folder))
         # Ray reads its environment when it is imported.
         import ray
@@ -71,26 +81,28 @@ def running(settings: Settings) -> Iterator[Manifest]:
 
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         try:
-            ray.init(
-                address="local",
-                num_cpus=settings.replicas + _PROCESSES,
-                object_store_memory=_OBJECT_STORE,
-                include_dashboard=False,
-                logging_level=logging.ERROR,
-                _temp_dir=str(folder / "ray"),
-            )
-            ray_serve.start(
-                proxy_location="HeadOnly",
-                http_options={"host": settings.host, "port": settings.port, "keep_alive_timeout_s": 120},
-                logging_config={"log_level": "WARNING", "enable_access_log": False},
-            )
             try:
+                ray.init(
+                    address="local",
+                    num_cpus=settings.replicas + _PROCESSES,
+                    object_store_memory=_OBJECT_STORE,
+                    include_dashboard=False,
+                    logging_level=logging.ERROR,
+                    _temp_dir=str(folder / "ray"),
+                )
+                note_children()
+                ray_serve.start(
+                    proxy_location="HeadOnly",
+                    http_options={"host": settings.host, "port": settings.port, "keep_alive_timeout_s": 120},
+                    logging_config={"log_level": "WARNING", "enable_access_log": False},
+                )
                 ray_serve.run(deployment.application(settings, folder / "metrics"), name=deployment.NAME)
-            except RuntimeError as error:
-                raise SetupError(f"No replica could be started. {_last_line(str(error))}") from error
+            except (RuntimeError, TimeoutError, ray.exceptions.RayError) as error:
+                raise SetupError(f"Ray Serve could not be started. {_last_line(str(error))}") from error
             yield manifest
             ray_serve.delete(deployment.NAME)
         finally:
+            note_children()
             ray.shutdown()
 
 
@@ -160,6 +172,8 @@ def _environment(settings: Settings, folder: Path) -> dict[str, str]:
         "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
         "RAY_SERVE_FREEZE_GC_ON_STARTUP": "1",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
+        # On a busy machine the proxy takes longer than Ray's 5 s to start, and is killed for it.
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(_free_port(settings.host)),
         # A node of one machine: all of Ray's ports on loopback, and they ask for a token that only we know.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
@@ -171,6 +185,8 @@ def _environment(settings: Settings, folder: Path) -> dict[str, str]:
         # Its own handler of SIGTERM prints a stack trace.
         "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",
         "RAY_enable_metrics_collection": "0",
+        # ONNX Runtime, from 1.29 on, reports on its models and machine to its maker unless told not to.
+        "ORT_DISABLE_TELEMETRY": "1",
         # What replicas print reaches our output as it is: their log lines are JSON.
         "RAY_DISABLE_WORKER_LOG_PREFIX": "1",
         "RAY_DEDUP_LOGS": "0",
@@ -229,6 +245,51 @@ def _run_folder() -> Iterator[Path]:
 
 
 @contextmanager
+def _reaper() -> Iterator[Callable[[], None]]:
+    """Kills the descendants that this process gets in the context when that or the process ends, however it ends.
+
+    Most of Ray's processes end by themselves, but its agents outlive a killed server by a minute, in which they wait
+    for its controller. They are known by their number and the time of their start: numbers are given again.
+
+    Yields:
+        A function to call once Ray runs: it notes which descendants there are, and does nothing the second time.
+    """
+    known = _descendants(os.getpid())
+    command = ["/bin/sh", "-c", _REAP]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, process_group=0) as reaper:
+        assert reaper.stdin is not None
+        stream = reaper.stdin
+        known.append(reaper.pid)
+        noted: list[int] = []
+
+        def note_children() -> None:
+            if noted:
+                return
+            noted.extend(pid for pid in _descendants(os.getpid()) if pid not in known)
+            with suppress(OSError):
+                stream.write(f"{' '.join(f'{pid}:{_started(pid)}' for pid in noted)}\n".encode())
+                stream.flush()
+
+        yield note_children
+
+
+def _started(pid: int) -> str:
+    """When a process started, in clock ticks since the machine did: field 22 of its stat; 0 if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return "0"
+
+
+def _descendants(pid: int) -> list[int]:
+    children: list[int] = []
+    with suppress(OSError):  # it may end meanwhile
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            children += map(int, (task / "children").read_text().split())
+    return children + [grandchild for child in children for grandchild in _descendants(child)]
+
+
+@contextmanager
 def _on_signals(act: Callable[[], None]) -> Iterator[None]:
     """Calls `act` at SIGINT and SIGTERM."""
     kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -241,8 +302,19 @@ def _on_signals(act: Callable[[], None]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _exit() -> None:
-    sys.exit(130)
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ends the program with 130 at SIGINT and SIGTERM."""
+
+    def end() -> None:
+        sys.exit(_INTERRUPTED)
+
+    try:
+        with _on_signals(end):
+            yield
+    except SystemExit as error:
+        # Ray puts a handler of its own in place, which exits with the signal's number.
+        raise SystemExit(_INTERRUPTED) from error
 
 
 def _last_line(text: str) -> str:

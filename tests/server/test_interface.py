@@ -1,0 +1,161 @@
+"""A running server from outside: what it loads, where it listens, and its errors as they come through the proxy."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+import httpx
+import psutil
+import pytest
+
+from tests.server.conftest import Server
+
+REVIEW = "the pasta was tasty , the waiter was rude ."
+
+
+def assert_is_error(answer: httpx.Response, status: int, type: str) -> None:
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/json"
+    error = answer.json()["error"]
+    assert set(error) == {"type", "message", "detail"}
+    assert error["type"] == type
+    assert error["message"].endswith(".")
+
+
+def raw(server: Server, request: bytes) -> httpx.Response:
+    """The answer to bytes that need not be HTTP."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
+        connection.sendall(request)
+        received = b""
+        while chunk := connection.recv(65536):
+            received += chunk
+    head, _, body = received.partition(b"\r\n\r\n")
+    status, *lines = head.decode("latin-1").split("\r\n")
+    headers = [tuple(line.split(": ", 1)) for line in lines]
+    return httpx.Response(int(status.split()[1]), headers=headers, content=body)  # type: ignore[arg-type]
+
+
+def test_no_process_imports_torch_or_transformers(server: Server) -> None:
+    server.predict(REVIEW)
+    imported = {int(file.name): set(file.read_text().split()) for file in server.imported.iterdir()}
+    for replica in server.replicas():
+        assert {"onnxruntime", "tokenizers"} <= imported[replica]  # or the record is worth nothing
+    assert [modules & {"torch", "transformers"} for modules in imported.values()] == [set()] * len(imported)
+
+
+def test_replica_maps_nothing_of_torch(server: Server) -> None:
+    server.predict(REVIEW)
+    for replica in server.replicas():
+        files = [file.path for file in psutil.Process(replica).memory_maps()]
+        assert any("onnxruntime" in file for file in files)
+        assert not [file for file in files if "torch" in file]
+
+
+def test_nothing_is_written_outside_of_its_own_folders(server: Server) -> None:
+    server.predict(REVIEW)
+    [folder] = server.scratch.iterdir()
+    assert folder.name.startswith("sparsecbm-")
+    assert list(server.home.iterdir()) == []
+
+
+def open_ports(server: Server) -> list[tuple[str, str, int]]:
+    """What the server's processes listen on and receive datagrams at: process name, address, port."""
+    ports = []
+    for process in server.processes():
+        with suppress(psutil.NoSuchProcess):  # HAProxy starts anew for each change of the replicas
+            ports += [
+                (process.name(), str(found.laddr[0]), int(found.laddr[1]))
+                for found in process.net_connections("inet")
+                if found.status == psutil.CONN_LISTEN or (found.type == socket.SOCK_DGRAM and not found.raddr)
+            ]
+    return ports
+
+
+def is_loopback(address: str) -> bool:
+    read = ipaddress.ip_address(address)
+    mapped = read.ipv4_mapped if isinstance(read, ipaddress.IPv6Address) else None
+    return (mapped or read).is_loopback
+
+
+def test_every_port_is_on_loopback(server: Server) -> None:
+    server.predict(REVIEW)
+    assert [found for found in open_ports(server) if not is_loopback(found[1])] == []
+
+
+def test_proxy_is_haproxy(server: Server) -> None:
+    assert [name for name, _, port in open_ports(server) if port == server.port] == ["haproxy"]
+
+
+def test_overload_is_429_with_retry_after(server: Server) -> None:
+    def ask(_: int) -> httpx.Response:
+        body = {"inputs": [REVIEW] * 16, "explain": ["tokens", "subnetwork"]}
+        return server.post("/v1/predict", body)
+
+    with ThreadPoolExecutor(12) as pool:
+        answers = list(pool.map(ask, range(36)))
+    assert {answer.status_code for answer in answers} == {200, 429}
+    for answer in answers:
+        if answer.status_code == 429:
+            assert_is_error(answer, 429, "overloaded")
+            assert int(answer.headers["retry-after"]) >= 1
+
+
+def test_body_over_the_limit_is_413(server: Server) -> None:
+    assert_is_error(server.post("/v1/predict", {"inputs": ["x" * 65536]}), 413, "too_large")
+
+
+def test_chunked_body_over_the_limit_is_413(server: Server) -> None:
+    chunks = (b"x" * 8192 for _ in range(9))
+    headers = {"content-type": "application/json"}
+    answer = httpx.post(f"{server.url}/v1/predict", content=chunks, headers=headers, timeout=60)
+    assert_is_error(answer, 413, "too_large")
+
+
+MALFORMED = {
+    "no-http": b"NOT HTTP AT ALL\r\n\r\n",
+    "bad-header-name": b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nBad Name: x\r\n\r\n",
+    "too-long-a-header": b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 32768 + b"\r\n\r\n",
+    "bad-chunk": b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nNO SIZE\r\n",
+}
+malformed = pytest.mark.parametrize("request_", MALFORMED.values(), ids=MALFORMED)
+
+
+@malformed
+def test_malformed_http_is_400(server: Server, request_: bytes) -> None:
+    assert raw(server, request_).status_code == 400
+
+
+@pytest.mark.xfail(reason="HAProxy 2.8 ignores errorfile for a request that it can't parse (its issue 3032)")
+@malformed
+def test_malformed_http_is_answered_in_our_shape(server: Server, request_: bytes) -> None:
+    assert_is_error(raw(server, request_), 400, "bad_request")
+
+
+def test_unknown_path_is_404(server: Server) -> None:
+    assert_is_error(httpx.get(f"{server.url}/nothing"), 404, "not_found")
+
+
+def test_unknown_host_is_403(server: Server) -> None:
+    answer = httpx.get(f"{server.url}/v1/model", headers={"host": "elsewhere.example"})
+    assert_is_error(answer, 403, "unknown_host")
+
+
+def test_request_id_comes_back_once(server: Server) -> None:
+    answer = httpx.get(f"{server.url}/healthz", headers={"x-request-id": "of-the-client"})
+    assert answer.headers.get_list("x-request-id") == ["of-the-client"]
+
+
+def test_ray_takes_no_instructions_from_headers(server: Server) -> None:
+    headers = {"x-request-timeout-seconds": "-1", "x-request-disconnect-disabled": "?", "x-request-id": "\u00e9"}
+    encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
+    assert httpx.get(f"{server.url}/healthz", headers=encoded).status_code == 200
+
+
+def test_messages_keep_what_json_can_hold(server: Server) -> None:
+    text = "tasty \u2028 \U0001f600 \x00 pasta"
+    answer = server.post("/v1/predict", {"inputs": [{"id": text, "text": text}]})
+    assert json.loads(answer.content)["predictions"][0]["id"] == text

@@ -1,4 +1,9 @@
-"""Which tokens and units speak for a concept's value, by PyTorch's autograd: the reference for the export."""
+"""Which tokens and units speak for a concept's value, by PyTorch's autograd: the reference for the export.
+
+Plain gradients of a transformer say little: what a normalisation or a softmax gives hardly changes with the size of
+what it gets. Derivatives here take attention weights, deviations and activations' factors for constants
+(conservative propagation, Ali et al. 2022), which costs less and says far more; ``docs/method.md`` has the figures.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +18,11 @@ from sparsecbm.model import SparseCBM, mean_over_tokens
 
 
 class Attribution(NamedTuple):
-    """Derivatives of each concept's weighted logit sum s.
+    """Conservative derivatives of each concept's weighted logit sum s.
 
     Shapes: logits [batch, concepts, values]; tokens [batch, concepts, length], the derivative of s by each
-    token's embedding times that embedding (gradient × input, Shrikumar et al. 2017); heads and neurons
-    [batch, concepts, branch layers, units], the derivative of s by each unit's gate.
+    token's embedding times that embedding; heads and neurons [batch, concepts, branch layers, units], the derivative
+    of s by each unit's gate.
     """
 
     logits: Tensor
@@ -36,11 +41,11 @@ def attribute(model: SparseCBM, ids: Tensor, mask: Tensor, value_weights: Tensor
         value_weights: [batch, concepts, values].
     """
     config, backbone, batch = model.backbone.config, model.backbone, len(ids)
-    bias = attention_bias(mask)
+    bias = attention_bias(mask, config.causal)
     tokens = F.embedding(ids, backbone.embeddings.token).detach().requires_grad_()
-    shared: Tensor = backbone.embeddings.add_positions(tokens)
-    for layer in backbone.layers[: model.trunk]:
-        shared = run_layer(shared, bias, layer.weights(), config)
+    shared: Tensor = backbone.embeddings.add_positions(tokens, linear=True)
+    for weights in model.trunk_weights():
+        shared = run_layer(shared, bias, weights, config, linear=True)
     gates: list[Gates] = []
     pooled = []
     for concept in range(len(model.concepts)):
@@ -49,9 +54,9 @@ def attribute(model: SparseCBM, ids: Tensor, mask: Tensor, value_weights: Tensor
             kept = (model.masks.heads[concept, position], model.masks.neurons[concept, position])
             gate = Gates(*(units.float().expand(batch, -1).clone().requires_grad_() for units in kept))
             gates.append(gate)
-            weights = backbone.layers[model.trunk + position].weights()
-            hidden = run_layer(hidden, bias, weights, config, gate)
-        pooled.append(mean_over_tokens(hidden, mask))
+            weights = model.full_weights(concept, position)
+            hidden = run_layer(hidden, bias, weights, config, gate, linear=True)
+        pooled.append(mean_over_tokens(backbone.finish(hidden, linear=True), mask))
     logits = model.read_concepts(torch.stack(pooled, 1)).logits
     by_token = []
     by_gate: list[Tensor] = []

@@ -15,7 +15,7 @@ from torch import Tensor
 from export.graphs import explain_graph, predict_graph
 from export.products import quantise
 from sparsecbm.attribution import Attribution, attribute
-from sparsecbm.bundle import Precision
+from sparsecbm.bundle import Granularity, Precision
 from sparsecbm.checkpoint import Checkpoint
 from sparsecbm.data import Dataset
 from sparsecbm.masks import UnitMasks
@@ -26,7 +26,8 @@ Open = Callable[[onnx.ModelProto], ort.InferenceSession]
 MakeModel = Callable[..., SparseCBM]
 Batch = tuple[np.ndarray, np.ndarray]
 
-ACTIVATIONS = pytest.mark.parametrize("activation", ["gelu", "relu", "silu"])
+ACTIVATIONS = pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "relu", "silu"])
+FAMILIES = pytest.mark.parametrize("family", ["mpnet", "gpt2", "opt", "opt normalised after the sums"])
 TRUNKS = pytest.mark.parametrize("trunk", [0, 2])
 
 
@@ -61,6 +62,15 @@ def test_predict_answers_as_the_model_in_fp32(
     predict_close(open_graph(predict_graph(model, "fp32")), model, batch)
 
 
+@FAMILIES
+@pytest.mark.parametrize("trunk", [0, 1, 2])
+def test_predict_answers_as_a_model_of_another_family(
+    open_graph: Open, make_model: MakeModel, batch: Batch, family: str, trunk: int
+) -> None:
+    model = make_model(family=family, trunk=trunk)
+    predict_close(open_graph(predict_graph(model, "fp32")), model, batch)
+
+
 @TRUNKS
 def test_predict_answers_as_a_model_of_another_trunk(
     open_graph: Open, make_model: MakeModel, batch: Batch, trunk: int
@@ -76,8 +86,52 @@ def test_predict_answers_as_a_bert_on_texts(open_graph: Open, untrained: Checkpo
     predict_close(open_graph(predict_graph(untrained.model, "fp32")), untrained.model, batch)
 
 
-def test_predict_reads_as_many_tokens_as_there_are_positions(open_graph: Open, make_model: MakeModel) -> None:
-    model = make_model()
+@TRUNKS
+def test_predict_answers_as_a_model_of_pruned_weights(
+    open_graph: Open, make_model: MakeModel, batch: Batch, trunk: int
+) -> None:
+    model = make_model(trunk=trunk, granularity="weights")
+    predict_close(open_graph(predict_graph(model, "fp32")), model, batch)
+
+
+@pytest.mark.parametrize("granularity", ["units", "weights"])
+def test_predict_answers_as_a_model_of_a_pruned_trunk(
+    open_graph: Open, make_model: MakeModel, batch: Batch, granularity: Granularity
+) -> None:
+    model = make_model(trunk=2, trunk_density=0.4, granularity=granularity)
+    assert model.trunk_masks.density() < 0.6
+    predict_close(open_graph(predict_graph(model, "fp32")), model, batch)
+
+
+def test_predict_in_int8_is_near_a_model_of_pruned_weights(
+    open_graph: Open, make_model: MakeModel, batch: Batch
+) -> None:
+    model = make_model(granularity="weights")
+    logits, _ = predict(open_graph(predict_graph(model, "int8")), batch)
+    expected = answer(model, batch).logits.numpy()
+    assert np.abs(logits - expected).max() < 0.1 * expected.std()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_pruned_weights_are_zeros_in_predict(make_model: MakeModel, precision: Precision) -> None:
+    model = make_model(granularity="weights", density=0.3)
+    assert model.weight_masks is not None
+    tensors = {
+        tensor.name: onnx.numpy_helper.to_array(tensor)
+        for tensor in predict_graph(model, precision).graph.initializer
+        if tensor.name.startswith("weight")
+    }
+    for concept in range(2):
+        kept = model.weight_masks.of(concept, 1)["up"].numpy().T
+        like = [weight for weight in tensors.values() if weight.shape == kept.shape and not weight[~kept].any()]
+        assert len(like) == 1 and (precision == "int8" or np.array_equal(like[0] != 0, kept))
+
+
+@pytest.mark.parametrize("family", ["bert", "mpnet", "gpt2", "opt"])
+def test_predict_reads_as_many_tokens_as_there_are_positions(
+    open_graph: Open, make_model: MakeModel, family: str
+) -> None:
+    model = make_model(family=family)
     ids = np.arange(model.backbone.config.max_tokens)[None, :]
     predict_close(open_graph(predict_graph(model, "fp32")), model, (ids, np.ones_like(ids)))
 
@@ -128,10 +182,11 @@ def test_masked_units_are_absent_from_predict(make_model: MakeModel, precision: 
     assert Counter(tuple(tensor.dims) for tensor in tensors if tensor.name.startswith("weight")) == expected
 
 
+@pytest.mark.parametrize("family", ["bert", "mpnet", "gpt2", "opt"])
 def test_a_text_alone_is_answered_in_fp32_as_in_a_padded_batch(
-    open_graph: Open, make_model: MakeModel, batch: Batch
+    open_graph: Open, make_model: MakeModel, batch: Batch, family: str
 ) -> None:
-    session = open_graph(predict_graph(make_model(), "fp32"))
+    session = open_graph(predict_graph(make_model(family=family), "fp32"))
     for text, together in enumerate(zip(*predict(session, batch), strict=True)):
         for alone, expected in zip(predict(session, only(batch, text)), together, strict=True):
             np.testing.assert_allclose(alone[0], expected, rtol=1e-4, atol=1e-5)
@@ -164,8 +219,9 @@ def test_predict_in_int8_answers_copies_of_a_text_as_the_text(
         np.testing.assert_allclose(many, np.repeat(one, 3, axis=0), atol=1e-4)
 
 
-def test_predict_in_int8_is_near_the_model(open_graph: Open, make_model: MakeModel, batch: Batch) -> None:
-    model = make_model()
+@pytest.mark.parametrize("family", ["bert", "mpnet", "gpt2", "opt"])
+def test_predict_in_int8_is_near_the_model(open_graph: Open, make_model: MakeModel, batch: Batch, family: str) -> None:
+    model = make_model(family=family)
     logits, _ = predict(open_graph(predict_graph(model, "int8")), batch)
     expected = answer(model, batch).logits.numpy()
     assert np.abs(logits - expected).max() < 0.1 * expected.std()
@@ -221,6 +277,29 @@ def test_explain_gives_what_autograd_gives(
     close({output: getattr(actual, output)}, {output: getattr(reference(model, batch, weights), output)})
 
 
+@FAMILIES
+@pytest.mark.parametrize("trunk", [0, 1, 2])
+def test_explain_gives_what_autograd_gives_for_another_family(
+    open_graph: Open, make_model: MakeModel, batch: Batch, family: str, trunk: int
+) -> None:
+    model = make_model(family=family, trunk=trunk)
+    weights = weigh(model, batch)
+    actual = explain(open_graph(explain_graph(model, "fp32")), model, batch, weights)
+    close(actual._asdict(), reference(model, batch, weights)._asdict())
+    close({"logits": actual.logits}, {"logits": answer(model, batch).logits})
+
+
+@FAMILIES
+@pytest.mark.parametrize("granularity", ["units", "weights"])
+def test_explain_gives_what_autograd_gives_for_another_family_with_a_pruned_trunk(
+    open_graph: Open, make_model: MakeModel, batch: Batch, family: str, granularity: Granularity
+) -> None:
+    model = make_model(family=family, trunk=2, trunk_density=0.4, granularity=granularity)
+    weights = weigh(model, batch)
+    actual = explain(open_graph(explain_graph(model, "fp32")), model, batch, weights)
+    close(actual._asdict(), reference(model, batch, weights)._asdict())
+
+
 @TRUNKS
 def test_explain_gives_what_autograd_gives_at_another_trunk(
     open_graph: Open, make_model: MakeModel, batch: Batch, trunk: int
@@ -228,6 +307,27 @@ def test_explain_gives_what_autograd_gives_at_another_trunk(
     model = make_model(trunk=trunk)
     weights = weigh(model, batch)
     actual = explain(open_graph(explain_graph(model, "fp32")), model, batch, weights)
+    close(actual._asdict(), reference(model, batch, weights)._asdict())
+
+
+@TRUNKS
+@pytest.mark.parametrize("granularity", ["units", "weights"])
+def test_explain_gives_what_autograd_gives_for_a_pruned_trunk_or_pruned_weights(
+    open_graph: Open, make_model: MakeModel, batch: Batch, trunk: int, granularity: Granularity
+) -> None:
+    model = make_model(trunk=trunk, trunk_density=0.4, granularity=granularity, values=(3, 2, 3))
+    weights = weigh(model, batch)
+    actual = explain(open_graph(explain_graph(model, "fp32")), model, batch, weights)
+    close(actual._asdict(), reference(model, batch, weights)._asdict())
+    close({"logits": actual.logits}, {"logits": answer(model, batch).logits})
+
+
+def test_explain_takes_unit_gates_over_pruned_weights(open_graph: Open, make_model: MakeModel, batch: Batch) -> None:
+    """So masks over units can be edited where weights are pruned: a gate of 0 is a unit that isn't there."""
+    model, masks = make_model(granularity="weights"), make_model(seed=9).masks
+    weights = weigh(model, batch)
+    actual = explain(open_graph(explain_graph(model, "fp32")), model, batch, weights, masks)
+    model.masks = masks
     close(actual._asdict(), reference(model, batch, weights)._asdict())
 
 
@@ -275,8 +375,9 @@ def test_explains_vectors_are_the_models(open_graph: Open, make_model: MakeModel
     np.testing.assert_allclose(vectors, answer(model, batch).vectors.numpy(), rtol=1e-4, atol=1e-4)
 
 
-def test_padding_has_no_token_score(open_graph: Open, make_model: MakeModel, batch: Batch) -> None:
-    model = make_model()
+@pytest.mark.parametrize("family", ["bert", "mpnet", "gpt2", "opt"])
+def test_padding_has_no_token_score(open_graph: Open, make_model: MakeModel, batch: Batch, family: str) -> None:
+    model = make_model(family=family)
     scores = explain(open_graph(explain_graph(model, "fp32")), model, batch, weigh(model, batch)).tokens
     padding = np.broadcast_to(batch[1][:, None, :] == 0, scores.shape)
     assert not scores.numpy()[padding].any()
@@ -324,10 +425,11 @@ def round_weights(model: SparseCBM) -> None:
             layer.down.copy_(rounded(layer.down))
 
 
+@pytest.mark.parametrize("family", ["bert", "mpnet", "gpt2", "opt"])
 def test_explain_in_int8_gives_what_autograd_gives_for_the_rounded_weights(
-    open_graph: Open, make_model: MakeModel, batch: Batch
+    open_graph: Open, make_model: MakeModel, batch: Batch, family: str
 ) -> None:
-    model = make_model()
+    model = make_model(family=family)
     session, weights = open_graph(explain_graph(model, "int8")), weigh(model, batch)
     round_weights(model)
     close(explain(session, model, batch, weights)._asdict(), reference(model, batch, weights)._asdict())

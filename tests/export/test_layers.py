@@ -12,19 +12,19 @@ import pytest
 import torch
 from onnx import TensorProto
 from torch import Tensor
-from torch.nn import functional as F
 
 from export.graph import GraphBuilder
 from export.layers import Emitter, ExportLayer
 from export.products import exact_product
-from sparsecbm.backbone import Gates, LayerWeights, attention_bias, run_layer
+from sparsecbm.backbone import ACTIVATIONS as ACTIVATION_FUNCTIONS
+from sparsecbm.backbone import Gates, LayerWeights, attention_bias, normalise, run_layer
 from sparsecbm.model import SparseCBM
 
 Open = Callable[[onnx.ModelProto], ort.InferenceSession]
 MakeModel = Callable[..., SparseCBM]
 
 HIDDEN, HEADS, WIDTH, NEURONS, LENGTH = 32, 4, 8, 48, 7
-ACTIVATIONS = pytest.mark.parametrize("activation", ["gelu", "relu", "silu"])
+ACTIVATIONS = pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "relu", "silu"])
 
 
 class Case(NamedTuple):
@@ -52,7 +52,7 @@ def case() -> Case:
     mask = torch.arange(LENGTH)[None, :] < torch.tensor([7, 3, 5])[:, None]
     return Case(
         torch.randn(3, LENGTH, HIDDEN, generator=generator),
-        attention_bias(mask),
+        attention_bias(mask, causal=False),
         Gates(torch.rand(3, HEADS, generator=generator), torch.rand(3, NEURONS, generator=generator)),
         torch.randn(3, LENGTH, HIDDEN, generator=generator),
     )
@@ -127,7 +127,7 @@ class Gradients(NamedTuple):
 
 def autograd(weights: LayerWeights, model: SparseCBM, case: Case, gradient: Tensor) -> Gradients:
     hidden, heads, neurons = (tensor.clone().requires_grad_() for tensor in (case.hidden, *case.gates))
-    output = run_layer(hidden, case.bias, weights, model.backbone.config, Gates(heads, neurons))
+    output = run_layer(hidden, case.bias, weights, model.backbone.config, Gates(heads, neurons), linear=True)
     return Gradients(*torch.autograd.grad(output, (hidden, heads, neurons), gradient))
 
 
@@ -146,6 +146,18 @@ def test_a_gated_layers_gradient_is_autograds(
     names = {"hidden": gradient, "heads": units.heads, "neurons": units.neurons}
     actual = run(open_graph, graph, names[by], feeds, rank=3 if by == "hidden" else 2)
     close(actual, getattr(autograd(weights, model, case, case.gradient), by))
+
+
+@ACTIVATIONS
+def test_an_activations_factor_times_its_input_is_the_activation_far_from_zero_too(
+    open_graph: Open, make_model: MakeModel, activation: str
+) -> None:
+    config, graph = make_model(activation=activation).backbone.config, GraphBuilder()
+    inputs = torch.linspace(-12, 12, 999)
+    factor = Emitter(graph, config, exact_product, traced=True)._activation_factor("x")
+    actual = run(open_graph, graph, factor, {"x": inputs.numpy()}, rank=1)
+    expected = ACTIVATION_FUNCTIONS[activation](inputs)
+    np.testing.assert_allclose(actual * inputs.numpy(), expected.numpy(), rtol=1e-6, atol=5e-6)
 
 
 def test_a_layer_without_gates_has_no_gradients_by_them(make_model: MakeModel) -> None:
@@ -168,12 +180,14 @@ def test_several_gradients_share_a_forward_pass(open_graph: Open, make_model: Ma
     close(actual, torch.stack([autograd(weights, model, ungated, part).hidden for part in several.unbind(1)], 1))
 
 
-def test_a_norms_gradient_is_autograds(open_graph: Open, make_model: MakeModel, case: Case) -> None:
-    embeddings, graph, feeds = make_model().backbone.embeddings, GraphBuilder(), case.feeds("hidden", "gradient")
-    emitter = Emitter(graph, embeddings.config, exact_product, traced=True)
-    weight, bias = embeddings.norm.detach(), embeddings.norm_bias.detach()
+def test_a_norms_gradient_takes_its_deviation_for_a_constant(
+    open_graph: Open, make_model: MakeModel, case: Case
+) -> None:
+    backbone, graph, feeds = make_model().backbone, GraphBuilder(), case.feeds("hidden", "gradient")
+    emitter = Emitter(graph, backbone.config, exact_product, traced=True)
+    weight, bias = backbone.layers[0].norm1.detach(), backbone.layers[0].norm1_bias.detach()
     _, norm = emitter.normalise("hidden", weight.numpy(), bias.numpy())
     actual = run(open_graph, graph, emitter.backward_norm("gradient", norm), feeds)
     inputs = case.hidden.clone().requires_grad_()
-    output = F.layer_norm(inputs, (HIDDEN,), weight, bias, embeddings.config.norm_epsilon)
+    output = normalise(inputs, weight, bias, backbone.config, linear=True)
     close(actual, torch.autograd.grad(output, inputs, case.gradient)[0])

@@ -1,13 +1,17 @@
-"""Token scores and gate gradients against finite differences of the model itself."""
+"""Token scores and gate gradients against finite differences of the model, some of whose parts stand still."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 
+from sparsecbm import backbone
 from sparsecbm.attribution import Attribution, attribute
 from sparsecbm.backbone import Gates
-from sparsecbm.model import SparseCBM
+from sparsecbm.model import Probe, SparseCBM
 
 STEP = 1e-4
 IDS = torch.tensor([[3, 14, 7, 21, 9, 0, 0], [5, 11, 2, 28, 17, 25, 4]])  # no token twice, so a row is a token's own
@@ -27,6 +31,49 @@ def found(pruned: SparseCBM, value_weights: torch.Tensor) -> Attribution:
     return attribute(pruned.double(), IDS, MASK, value_weights)
 
 
+class Constants:
+    """Keeps attention weights, deviations and activations' factors as they were in the first run."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._kept: list[torch.Tensor] = []
+        self._next = 0
+        self._recording = True
+        softmax, activations = torch.Tensor.softmax, dict(backbone.ACTIVATIONS)
+
+        def attend(scores: torch.Tensor, dim: int) -> torch.Tensor:
+            return self._constant(lambda: softmax(scores, dim))
+
+        def normalise(hidden: torch.Tensor, weight: Any, bias: Any, config: Any, linear: bool = False) -> torch.Tensor:
+            centred = hidden - hidden.mean(-1, keepdim=True)
+            deviation = self._constant(lambda: (centred.square().mean(-1, keepdim=True) + config.norm_epsilon).sqrt())
+            normed: torch.Tensor = centred / deviation * weight + bias
+            return normed
+
+        def activate(inputs: torch.Tensor, config: Any, linear: bool = False) -> torch.Tensor:
+            factor = self._constant(lambda: activations[config.activation](inputs) / inputs)
+            return inputs * factor
+
+        monkeypatch.setattr(torch.Tensor, "softmax", attend)
+        monkeypatch.setattr(backbone, "normalise", normalise)
+        monkeypatch.setattr(backbone, "activate", activate)
+
+    def _constant(self, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
+        if self._recording:
+            self._kept.append(compute())
+            return self._kept[-1]
+        self._next += 1
+        return self._kept[self._next - 1]
+
+    def keep(self) -> None:
+        """Ends the first run, or another one."""
+        self._recording, self._next = False, 0
+
+
+@pytest.fixture
+def constants(found: Attribution, monkeypatch: pytest.MonkeyPatch) -> Constants:
+    return Constants(monkeypatch)
+
+
 def weighted(logits: torch.Tensor, value_weights: torch.Tensor) -> torch.Tensor:
     """[batch, concepts], the sums that are attributed."""
     return torch.where(value_weights != 0, logits * value_weights, 0.0).sum(-1)
@@ -39,15 +86,17 @@ def test_logits_are_the_models(found: Attribution, pruned: SparseCBM) -> None:
 
 @torch.no_grad()
 def test_token_scores_are_the_derivatives_by_the_embeddings_scale(
-    found: Attribution, pruned: SparseCBM, value_weights: torch.Tensor
+    found: Attribution, pruned: SparseCBM, value_weights: torch.Tensor, constants: Constants
 ) -> None:
     table = pruned.backbone.embeddings.token
+    pruned(IDS, MASK)
     for text, position in MASK.nonzero().tolist():
         row = int(IDS[text, position])
         original = table[row].clone()
         sums = []
         for scale in (1 + STEP, 1 - STEP):
             table[row] = original * scale
+            constants.keep()
             sums.append(weighted(pruned(IDS, MASK).logits, value_weights)[text])
         table[row] = original
         difference = (sums[0] - sums[1]) / (2 * STEP)
@@ -61,7 +110,7 @@ def test_padding_has_no_score(found: Attribution) -> None:
 @pytest.mark.parametrize("kind", ["heads", "neurons"])
 @torch.no_grad()
 def test_gate_gradients_are_the_derivatives_by_the_gates_of_kept_and_pruned_units(
-    found: Attribution, pruned: SparseCBM, value_weights: torch.Tensor, kind: str
+    found: Attribution, pruned: SparseCBM, value_weights: torch.Tensor, constants: Constants, kind: str
 ) -> None:
     masks = pruned.masks.clone()
     pruned.masks.heads[:] = True
@@ -71,8 +120,11 @@ def test_gate_gradients_are_the_derivatives_by_the_gates_of_kept_and_pruned_unit
         heads, neurons = masks.heads.double(), masks.neurons.double()
         gates = [[Gates(heads[k, at].repeat(2, 1), neurons[k, at].repeat(2, 1)) for at in range(2)] for k in range(2)]
         getattr(gates[concept][layer], kind)[:, unit] += step
-        return weighted(pruned(IDS, MASK, gates).logits, value_weights)[:, concept]
+        constants.keep()
+        return weighted(pruned(IDS, MASK, Probe(gates)).logits, value_weights)[:, concept]
 
+    whole = [[Gates(masks.heads[k, at].double(), masks.neurons[k, at].double()) for at in range(2)] for k in range(2)]
+    pruned(IDS, MASK, Probe([[Gates(*(units.repeat(2, 1) for units in gate)) for gate in row] for row in whole]))
     gradients = getattr(found, kind)
     assert gradients.shape == (2, *getattr(masks, kind).shape)
     for concept, layer, unit in torch.ones_like(getattr(masks, kind)).nonzero().tolist():
@@ -99,3 +151,14 @@ def test_a_concepts_scores_do_not_depend_on_the_other_concepts_weights(
 def test_the_models_own_gradients_stay_empty(pruned: SparseCBM, value_weights: torch.Tensor) -> None:
     attribute(pruned, IDS, MASK, value_weights)
     assert all(parameter.grad is None for parameter in pruned.parameters())
+
+
+def test_token_scores_add_up_to_what_is_explained_where_the_model_adds_nothing_of_its_own(
+    pruned: SparseCBM, value_weights: torch.Tensor
+) -> None:
+    with torch.no_grad():
+        for name, parameter in pruned.named_parameters():
+            if "bias" in name or name.endswith("position"):
+                parameter.zero_()
+    found = attribute(pruned.double(), IDS, MASK, value_weights)
+    torch.testing.assert_close(found.tokens.sum(-1), weighted(found.logits, value_weights))

@@ -1,1 +1,6 @@
 """From a training checkpoint to a servable bundle."""
+
+import os
+
+# ONNX Runtime's Linux wheels report to their makers unless this is set before they are loaded.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

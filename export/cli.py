@@ -60,6 +60,8 @@ def export(
         f"Next: sparsecbm serve {bundle}"
     )
     console.print(Text.assemble((str(bundle), "bold"), told))
+    for note in manifest.notes:
+        console.print(note)
 
 
 @app.command()
@@ -82,12 +84,17 @@ def inspect(
     told = (
         f" {manifest.version}, {manifest.precision}; {manifest.backbone.name}, "
         f"{manifest.layout.trunk} shared and {manifest.layout.branch} masked layers, branch density "
-        f"{manifest.branch_density:.3f}; labels {', '.join(manifest.labels)}; reads {manifest.max_tokens} tokens"
+        f"{manifest.branch_density:.3f} of {manifest.granularity}, trunk density {manifest.trunk_density:.3f}; "
+        f"labels {', '.join(manifest.labels)}; reads {manifest.max_tokens} tokens"
     )
     console.print(Text.assemble((manifest.name, "bold"), told))
     if manifest.description:
         console.print(manifest.description)
-    concepts = Table("concept", "values", "heads kept", "neurons kept", *manifest.density, title="Subnetworks")
+    for note in manifest.notes:
+        console.print(note)
+    over = ("heads", "neurons") if manifest.granularity == "units" else ("attention", "feed-forward")
+    kept = (f"{part} kept" for part in over)
+    concepts = Table("concept", "values", *kept, *manifest.density, title="Subnetworks")
     for concept in manifest.concepts:
         layers = manifest.density[concept.name]
         concepts.add_row(
@@ -97,7 +104,7 @@ def inspect(
             " ".join(f"{layer.neurons:.2f}" for layer in layers),
             *(f"{manifest.overlap[concept.name][other]:.2f}" for other in manifest.density),
         )
-    concepts.caption = "kept shares per masked layer; right: overlap with the other concepts' units (Jaccard)"
+    concepts.caption = "kept shares per masked layer; right: overlap with the other concepts' masks (Jaccard)"
     console.print(concepts)
     for split, figures in manifest.evaluation.items():
         console.print(

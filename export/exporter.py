@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
 from safetensors.numpy import save_file
+from torch import Tensor
 
 from export.graph import save_graphs
 from export.graphs import EXPLAIN, PREDICT, explain_graph, predict_graph
@@ -18,35 +20,62 @@ from sparsecbm.checkpoint import Checkpoint
 from sparsecbm.data import Dataset
 from sparsecbm.errors import BundleError, DataError
 from sparsecbm.folders import atomic_folder
-from sparsecbm.masks import UnitMasks
+from sparsecbm.masks import WeightMasks
 from sparsecbm.model import SparseCBM
 from sparsecbm.tokens import TOKENIZER, encode, tokenizer_from_text
 
 MASKS = "masks.safetensors"
 
 
-def pack_masks(masks: UnitMasks) -> dict[str, np.ndarray]:
-    """Masks as bits, eight units a byte along the last axis (most significant first)."""
+NO_TIME_SAVED = (
+    "Masks are over single weights: pruned weights are zeros in whole matrices, of which every concept has its own. "
+    "They save neither time nor space; masks over units do."
+)
+
+
+def pack_masks(model: SparseCBM) -> dict[str, np.ndarray]:
+    """All masks of a model as bits, eight a byte (most significant first); see ``SparseCBM.mask_tensors``."""
+    tensors = {name: tensor.numpy() for name, tensor in model.mask_tensors().items()}
     return {
-        "heads": np.packbits(masks.heads.numpy(), axis=-1),
-        "neurons": np.packbits(masks.neurons.numpy(), axis=-1),
+        name: tensor if name.startswith("weights.") else np.packbits(tensor, axis=-1)
+        for name, tensor in tensors.items()
     }
 
 
+def _kept_of_units(model: SparseCBM, concept: int, layer: int) -> tuple[float, float]:
+    """Shares of a layer's heads and neurons that a concept keeps."""
+    heads, neurons = model.masks.heads[concept, layer], model.masks.neurons[concept, layer]
+    return float(heads.float().mean()), float(neurons.float().mean())
+
+
+def _kept_of_weights(masks: WeightMasks, concept: int, layer: int) -> tuple[float, float]:
+    """Shares of a layer's attention and feed-forward weights that a concept keeps."""
+    parts = masks.of(concept, layer)
+    attention = [parts.pop(name) for name in ("qkv", "out")]
+
+    def share(masks: Collection[Tensor]) -> float:
+        return sum(int(mask.count_nonzero()) for mask in masks) / sum(mask.numel() for mask in masks)
+
+    return share(attention), share(parts.values())
+
+
 def _describe_masks(model: SparseCBM) -> dict[str, Any]:
-    masks, names = model.masks, [concept.name for concept in model.concepts]
-    overlap = masks.overlap()
+    names = [concept.name for concept in model.concepts]
+    overlap = model.overlap()
+
+    def layer_density(concept: int, layer: int) -> dict[str, float]:
+        single = model.weight_masks
+        kept = _kept_of_units(model, concept, layer) if single is None else _kept_of_weights(single, concept, layer)
+        return {"layer": model.trunk + layer, "heads": kept[0], "neurons": kept[1]}
+
     return {
-        "branch_density": masks.density(),
+        "granularity": model.granularity,
+        "notes": [NO_TIME_SAVED] if model.granularity == "weights" else [],
+        "concept_density": dict(zip(names, model.densities(), strict=True)),
+        "branch_density": model.density(),
+        "trunk_density": model.trunk_masks.density(),
         "density": {
-            name: [
-                {
-                    "layer": model.trunk + layer,
-                    "heads": float(masks.heads[index, layer].float().mean()),
-                    "neurons": float(masks.neurons[index, layer].float().mean()),
-                }
-                for layer in range(model.branch_layers)
-            ]
+            name: [layer_density(index, layer) for layer in range(model.branch_layers)]
             for index, name in enumerate(names)
         },
         "overlap": {
@@ -71,7 +100,7 @@ def _fill(
     encoded = encode(tokenizer_from_text(checkpoint.tokenizer, config.max_tokens), data.texts)
     save_graphs(folder, {PREDICT: predict_graph(model, precision), EXPLAIN: explain_graph(model, precision)})
     (folder / TOKENIZER).write_text(checkpoint.tokenizer, encoding="utf-8")
-    save_file(pack_masks(model.masks), folder / MASKS)
+    save_file(pack_masks(model), folder / MASKS)
     parity, figures = map(_rounded, check_parity(folder, model, data, encoded.ids, precision))
     backbone = config.backbone
     return write_manifest(
@@ -80,7 +109,7 @@ def _fill(
             "name": name,
             "description": description,
             "backbone": {
-                "name": backbone.name,
+                "name": _public_name(backbone.name),
                 "family": backbone.family,
                 "layers": backbone.layers,
                 "hidden": backbone.hidden,
@@ -114,6 +143,11 @@ def _fill(
             "parity": {split: parity},
         },
     )
+
+
+def _public_name(backbone: str) -> str:
+    """A backbone's name without the folders that lead to it on this machine."""
+    return Path(backbone).name if Path(backbone).is_absolute() else backbone
 
 
 def export_bundle(

@@ -12,9 +12,10 @@ from pathlib import Path
 import onnx
 import pytest
 
-from export.exporter import export_bundle
+from export.exporter import NO_TIME_SAVED, export_bundle
 from export.graph import WEIGHTS
 from export.graphs import predict_graph
+from sparsecbm import checkpoint as checkpoints
 from sparsecbm import cli
 from sparsecbm.bundle import Precision, read_bundle
 from sparsecbm.checkpoint import Checkpoint
@@ -183,3 +184,14 @@ def test_inspect_of_a_changed_bundle_is_one_sentence(tmp_path: Path, small: Path
     code, out, err = run("inspect", tmp_path / "bundle")
     assert (code, out) == (2, "")
     assert SENTENCE.match(err) and f"{WEIGHTS} differs from the exported file" in err
+
+
+def test_export_and_inspect_say_that_pruned_weights_save_no_time(
+    tmp_path: Path, weight_pruned: Checkpoint, reviews: Path, run: Run
+) -> None:
+    checkpoints.save(weight_pruned, tmp_path / "checkpoint")
+    code, _, err = run("export", tmp_path / "checkpoint", tmp_path / "bundle", "--data", reviews)
+    assert code == 0 and f"\n{NO_TIME_SAVED}\n" in err
+    code, out, _ = run("inspect", tmp_path / "bundle")
+    assert code == 0 and NO_TIME_SAVED in out
+    assert "of weights, trunk density 0." in out and "attention kept" in out

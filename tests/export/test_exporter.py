@@ -15,15 +15,15 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from export.exporter import MASKS, export_bundle, pack_masks
+from export.exporter import MASKS, NO_TIME_SAVED, export_bundle, pack_masks
 from export.graph import WEIGHTS
 from export.graphs import EXPLAIN, PREDICT, predict_graph
+from export.parity import TOLERANCES
 from sparsecbm import checkpoint as checkpoints
 from sparsecbm.bundle import MANIFEST, Precision, read_bundle
 from sparsecbm.checkpoint import Checkpoint
 from sparsecbm.data import Dataset
 from sparsecbm.errors import BundleError, DataError, ParityError
-from sparsecbm.masks import UnitMasks
 from sparsecbm.model import SparseCBM
 from sparsecbm.tokens import TOKENIZER
 
@@ -40,6 +40,18 @@ def exported(tmp_path_factory: pytest.TempPathFactory, untrained: Checkpoint, la
     precisions: tuple[Precision, ...] = ("fp32", "int8")
     for precision in precisions:
         export_bundle(untrained, folder / precision, labelled, "train", precision)
+    return {precision: folder / precision for precision in precisions}
+
+
+@pytest.fixture(scope="session")
+def weight_bundles(
+    tmp_path_factory: pytest.TempPathFactory, weight_pruned: Checkpoint, labelled: Dataset
+) -> dict[str, Path]:
+    """The bundle of a checkpoint of pruned weights and a pruned trunk in both precisions."""
+    folder = tmp_path_factory.mktemp("weights")
+    precisions: tuple[Precision, ...] = ("fp32", "int8")
+    for precision in precisions:
+        export_bundle(weight_pruned, folder / precision, labelled, "train", precision)
     return {precision: folder / precision for precision in precisions}
 
 
@@ -126,11 +138,12 @@ def test_packed_masks_are_the_checkpoints(exported: dict[str, Path], untrained: 
         assert np.array_equal(unpacked, mask.numpy())
 
 
-def test_masks_are_packed_most_significant_bit_first() -> None:
-    masks = UnitMasks.dense(1, 1, 3, 9)
-    masks.neurons[0, 0, 1] = False
-    packed = pack_masks(masks)
-    assert (packed["heads"].tolist(), packed["neurons"].tolist()) == ([[[0b11100000]]], [[[0b10111111, 0b10000000]]])
+def test_masks_are_packed_most_significant_bit_first(make_model: Callable[..., SparseCBM]) -> None:
+    model = make_model(density=1)
+    model.masks.neurons[0, 1, 1] = False
+    packed = pack_masks(model)
+    assert packed["heads"][0].tolist() == [[0b11110000]] * 2
+    assert packed["neurons"][0, 1].tolist() == [0b10111111, *[0b11111111] * 5]
 
 
 def test_the_manifest_says_what_the_masks_keep(exported: dict[str, Path], untrained: Checkpoint) -> None:
@@ -140,6 +153,66 @@ def test_the_manifest_says_what_the_masks_keep(exported: dict[str, Path], untrai
     assert (layer.layer, layer.heads, layer.neurons) == (2, *kept)
     assert manifest.branch_density == masks.density()
     assert manifest.overlap["food"]["noise"] == pytest.approx(float(masks.overlap()[0, 2]), abs=1e-6)
+
+
+def test_a_bundle_of_pruned_weights_says_what_they_are_and_that_they_save_nothing(
+    weight_bundles: dict[str, Path], weight_pruned: Checkpoint
+) -> None:
+    manifest, model = read_bundle(weight_bundles["int8"]), weight_pruned.model
+    assert model.weight_masks is not None
+    assert (manifest.granularity, manifest.branch_density) == ("weights", model.density())
+    assert manifest.notes == [NO_TIME_SAVED]
+    assert list(manifest.concept_density.values()) == model.densities() == model.weight_masks.densities()
+    assert manifest.trunk_density == model.trunk_masks.density() < 0.6
+    own = model.weight_masks.of(1, 1)
+    for kind, names in (("heads", ("qkv", "out")), ("neurons", ("up", "down"))):
+        kept = torch.cat([own[name].flatten() for name in names]).double().mean()
+        assert getattr(manifest.density["service"][1], kind) == pytest.approx(float(kept))
+    assert manifest.overlap["food"]["noise"] == pytest.approx(float(model.overlap()[0, 2]), abs=1e-6)
+
+
+def test_a_bundle_of_pruned_units_has_no_notes(exported: dict[str, Path]) -> None:
+    manifest = read_bundle(exported["int8"])
+    assert (manifest.granularity, manifest.notes, manifest.trunk_density) == ("units", [], 1)
+
+
+def test_the_manifest_has_each_concepts_density(exported: dict[str, Path], untrained: Checkpoint) -> None:
+    kept = untrained.model.masks.flat().double().mean(1).tolist()
+    assert list(read_bundle(exported["int8"]).concept_density.values()) == pytest.approx(kept)
+
+
+@BOTH
+def test_a_bundle_of_pruned_weights_answers_and_explains_as_its_checkpoint(
+    weight_bundles: dict[str, Path], precision: Precision
+) -> None:
+    parity, least = read_bundle(weight_bundles[precision]).parity["train"], TOLERANCES[precision]
+    for figure in ("value_agreement", "label_agreement", "explain_value_agreement"):
+        assert parity[figure] >= least.agreement
+    for figure in ("explain_vector_correlation", "token_correlation", "head_correlation", "neuron_correlation"):
+        assert parity[figure] >= least.correlation
+
+
+def test_masks_over_weights_are_in_the_bundle_beside_those_over_units(
+    weight_bundles: dict[str, Path], weight_pruned: Checkpoint
+) -> None:
+    packed, model = load_file(weight_bundles["int8"] / MASKS), weight_pruned.model
+    assert model.weight_masks is not None
+    assert packed.keys() == {"heads", "neurons", "trunk_heads", "trunk_neurons"} | {
+        f"weights.{name}" for name in model.weight_masks.matrices
+    }
+    for name, mask in model.weight_masks.matrices.items():
+        bits = np.unpackbits(packed[f"weights.{name}"], axis=-1, count=mask[0, 0].numel())
+        assert np.array_equal(bits, mask.flatten(2).numpy())
+    trunk = np.unpackbits(packed["trunk_neurons"], axis=-1, count=model.backbone.config.neurons)
+    assert np.array_equal(trunk, model.trunk_masks.neurons.numpy())
+
+
+def test_a_checkpoint_of_pruned_weights_exported_twice_gives_the_same_bytes(
+    tmp_path: Path, weight_bundles: dict[str, Path], weight_pruned: Checkpoint, labelled: Dataset
+) -> None:
+    checkpoints.save(weight_pruned, tmp_path / "checkpoint")
+    export_bundle(checkpoints.load(tmp_path / "checkpoint"), tmp_path / "another", labelled, "train", "int8")
+    assert contents(tmp_path / "another") == contents(weight_bundles["int8"])
 
 
 def test_the_manifest_holds_the_label_head(exported: dict[str, Path], untrained: Checkpoint) -> None:
@@ -268,3 +341,12 @@ def test_data_that_asks_for_others_is_refused(
     with pytest.raises(DataError, match="other concepts or labels than the checkpoint"):
         export_bundle(untrained, tmp_path / "bundle", dataclasses.replace(labelled, schema=fewer), "train", "fp32")
     assert not list(tmp_path.iterdir())
+
+
+@BOTH
+def test_a_bundle_does_not_say_where_its_backbone_lay(
+    exported: dict[str, Path], untrained: Checkpoint, precision: str
+) -> None:
+    where = Path(untrained.config.backbone.name)
+    assert where.is_absolute()
+    assert read_bundle(exported[precision]).backbone.name == where.name

@@ -9,7 +9,8 @@ import torch
 
 from sparsecbm.backbone import Gates
 from sparsecbm.errors import TrainingError
-from sparsecbm.model import SparseCBM, corrected, mean_over_tokens
+from sparsecbm.masks import WeightMasks
+from sparsecbm.model import Probe, SparseCBM, corrected, matrices, mean_over_tokens
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 MakeModel = Callable[..., SparseCBM]
@@ -34,7 +35,7 @@ def test_a_value_that_a_concept_lacks_has_no_probability(model: SparseCBM, batch
 def twins(model: SparseCBM) -> SparseCBM:
     """A model whose two concepts have the same concept-layer weights."""
     with torch.no_grad():
-        for parameter in (model.logit_weight, model.logit_bias, model.vector_weight, model.vector_bias):
+        for parameter in (model.logit_weight, model.logit_bias, model.strength_weight, model.value_vectors):
             parameter[1] = parameter[0]
     return model
 
@@ -76,7 +77,7 @@ def test_masked_units_equal_gates_of_zero(pruned: SparseCBM, batch: Batch) -> No
     pruned.masks.neurons[:] = True
     heads, neurons = masks.heads.float(), masks.neurons.float()
     gates = [[Gates(heads[k, at].expand(3, -1), neurons[k, at].expand(3, -1)) for at in range(2)] for k in range(2)]
-    found = pruned(*batch, gates)
+    found = pruned(*batch, Probe(gates))
     torch.testing.assert_close(found.logits, wanted.logits)
     torch.testing.assert_close(found.vectors, wanted.vectors)
 
@@ -157,3 +158,138 @@ def test_a_model_without_a_trunk_runs(make_model: MakeModel, batch: Batch) -> No
 def test_a_trunk_that_leaves_no_branch_says_what_is_right(make_model: MakeModel, trunk: int) -> None:
     with pytest.raises(TrainingError, match=rf"^trunk must be from 0 to 2 for this backbone, got {trunk}\.$"):
         make_model(trunk=trunk)
+
+
+def weight_masks(model: SparseCBM) -> WeightMasks:
+    assert model.weight_masks is not None
+    return model.weight_masks
+
+
+@torch.no_grad()
+def test_dense_weight_masks_change_nothing(make_model: MakeModel, batch: Batch) -> None:
+    units, weights = make_model()(*batch), make_model(granularity="weights")(*batch)
+    assert torch.equal(units.logits, weights.logits) and torch.equal(units.vectors, weights.vectors)
+
+
+@pytest.mark.parametrize("matrix", ["qkv", "out", "up", "down"])
+@pytest.mark.parametrize("concept", [0, 1])
+@torch.no_grad()
+def test_a_weight_mask_changes_its_own_concept_only(
+    weight_pruned: SparseCBM, batch: Batch, concept: int, matrix: str
+) -> None:
+    before = weight_pruned(*batch)
+    mask = weight_masks(weight_pruned).matrices[matrix]
+    mask[concept, 1] = ~mask[concept, 1]
+    after = weight_pruned(*batch)
+    for was, now in zip(before, after, strict=True):
+        assert (was[:, concept] != now[:, concept]).flatten(1).any(1).all()
+        assert torch.equal(was[:, 1 - concept], now[:, 1 - concept])
+
+
+@torch.no_grad()
+def test_concepts_with_the_same_weights_and_other_weight_masks_differ(weight_pruned: SparseCBM, batch: Batch) -> None:
+    for parameter in (weight_pruned.logit_weight, weight_pruned.strength_weight, weight_pruned.value_vectors):
+        parameter[1] = parameter[0]
+    vectors = weight_pruned(*batch).vectors
+    assert ((vectors[:, 0] - vectors[:, 1]).abs().amax((1, 2)) > 1e-4).all()
+
+
+@torch.no_grad()
+def test_a_concept_answers_as_a_model_whose_weights_are_zero_where_its_mask_is(
+    make_model: MakeModel, weight_pruned: SparseCBM, batch: Batch
+) -> None:
+    found = weight_pruned(*batch)
+    for concept in range(2):
+        zeroed = make_model()
+        for layer in range(2):
+            for name, mask in weight_masks(weight_pruned).of(concept, layer).items():
+                getattr(zeroed.backbone.layers[1 + layer], name)[~mask] = 0
+        wanted = zeroed(*batch)
+        torch.testing.assert_close(found.logits[:, concept], wanted.logits[:, concept])
+        torch.testing.assert_close(found.vectors[:, concept], wanted.vectors[:, concept])
+
+
+def test_a_pruned_weight_gets_no_gradient_from_its_concept(weight_pruned: SparseCBM, batch: Batch) -> None:
+    weight_pruned(*batch).vectors[:, 1].sum().backward()
+    for layer in range(2):
+        parameters = matrices(weight_pruned.backbone.layers[1 + layer].weights())
+        for name, mask in weight_masks(weight_pruned).of(1, layer).items():
+            gradient = parameters[name].grad
+            assert gradient is not None and not gradient[~mask].any() and gradient[mask].any()
+
+
+def test_a_probe_sees_the_gradient_by_each_concepts_own_weights(weight_pruned: SparseCBM, batch: Batch) -> None:
+    """Together they are the shared weight's gradient, once the masks have been applied."""
+    seen: dict[tuple[int, int, str], torch.Tensor] = {}
+
+    def see(concept: int, layer: int, name: str, gradient: torch.Tensor) -> None:
+        seen[concept, layer, name] = gradient
+
+    weight_pruned(*batch, Probe(weights=see)).vectors.square().sum().backward()
+    assert len(seen) == 2 * 2 * 4
+    for layer in range(2):
+        for name, parameter in matrices(weight_pruned.backbone.layers[1 + layer].weights()).items():
+            masks = [weight_masks(weight_pruned).of(concept, layer)[name] for concept in range(2)]
+            wanted = sum(seen[concept, layer, name] * masks[concept] for concept in range(2))
+            assert parameter.grad is not None and isinstance(wanted, torch.Tensor)
+            torch.testing.assert_close(parameter.grad, wanted)
+
+
+def test_a_probe_sees_the_gradients_of_a_frozen_backbone_too(weight_pruned: SparseCBM, batch: Batch) -> None:
+    weight_pruned.backbone.requires_grad_(False)
+    seen: list[str] = []
+    weight_pruned(*batch, Probe(weights=lambda *what: seen.append(what[2]))).vectors.sum().backward()
+    assert sorted(seen) == sorted(["qkv", "out", "up", "down"] * 4)
+
+
+@pytest.mark.parametrize("kind", ["heads", "neurons"])
+@torch.no_grad()
+def test_a_trunk_mask_takes_effect_in_every_concept(model: SparseCBM, batch: Batch, kind: str) -> None:
+    before = model(*batch).vectors
+    getattr(model.trunk_masks, kind)[0, 0, 2] = False
+    assert (before != model(*batch).vectors).flatten(2).any(2).all()
+
+
+@torch.no_grad()
+def test_masked_trunk_units_equal_gates_of_zero(model: SparseCBM, batch: Batch) -> None:
+    heads, neurons = torch.ones(3, 4), torch.ones(3, 12)
+    heads[:, 1], neurons[:, 5:9] = 0, 0
+    wanted = model(*batch, Probe(trunk=[Gates(heads, neurons)]))
+    model.trunk_masks.heads[0, 0, 1] = False
+    model.trunk_masks.neurons[0, 0, 5:9] = False
+    found = model(*batch)
+    torch.testing.assert_close(found.vectors, wanted.vectors)
+
+
+@pytest.mark.parametrize("granularity", ["units", "weights"])
+def test_masks_come_back_from_their_tensors(make_model: MakeModel, granularity: str) -> None:
+    generator = torch.Generator().manual_seed(3)
+    model, other = make_model(granularity=granularity), make_model(seed=1, granularity=granularity)
+    masks = [model.masks.heads, model.masks.neurons, model.trunk_masks.neurons]
+    masks += list(weight_masks(model).matrices.values()) if granularity == "weights" else []
+    for mask in masks:
+        mask.copy_(torch.rand(mask.shape, generator=generator) < 0.5)
+    tensors = model.mask_tensors()
+    wanted = model.mask_shapes()
+    assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == wanted
+    assert all(tensor.dtype == torch.uint8 for tensor in tensors.values())
+    other.load_masks(tensors)
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in other.mask_tensors().items())
+    assert (other.density(), other.trunk_masks.density()) == (model.density(), model.trunk_masks.density())
+
+
+def test_a_dense_trunks_masks_are_not_stored(model: SparseCBM) -> None:
+    assert model.mask_tensors().keys() == {"heads", "neurons"}
+
+
+def test_loading_masks_without_a_trunk_makes_it_dense(model: SparseCBM) -> None:
+    tensors = model.mask_tensors()
+    model.trunk_masks.neurons[:] = False
+    model.load_masks(tensors)
+    assert model.trunk_masks.density() == 1
+
+
+def test_density_and_overlap_are_of_what_the_masks_are_over(weight_pruned: SparseCBM) -> None:
+    assert weight_pruned.masks.density() == 1
+    assert weight_pruned.density() == weight_masks(weight_pruned).density() < 0.6
+    assert torch.equal(weight_pruned.overlap(), weight_masks(weight_pruned).overlap())

@@ -16,6 +16,7 @@ MANIFEST = "manifest.json"
 
 Name = Annotated[str, Field(min_length=1, max_length=128)]
 Precision = Literal["fp32", "int8"]
+Granularity = Literal["units", "weights"]
 
 
 class _Part(BaseModel):
@@ -63,6 +64,12 @@ class Head(_Part):
 
 
 class LayerDensity(_Part):
+    """Shares that a concept's mask keeps of one layer.
+
+    Where single weights are pruned, ``heads`` is of the attention's weights and ``neurons`` of the feed-forward
+    network's.
+    """
+
     layer: int
     heads: float
     neurons: float
@@ -86,7 +93,11 @@ class Manifest(_Part):
     layout: Layout
     head: Head
     density: dict[str, list[LayerDensity]]
+    concept_density: dict[str, float] = {}
     branch_density: float = Field(gt=0, le=1)
+    trunk_density: float = Field(default=1, gt=0, le=1)
+    granularity: Granularity = "units"
+    notes: list[str] = []
     overlap: dict[str, dict[str, float]]
     precision: Precision
     max_tokens: int = Field(ge=4)
@@ -117,6 +128,8 @@ class Manifest(_Part):
             raise ValueError("layout.trunk + layout.branch must be backbone.layers")
         if set(self.density) != set(names):
             raise ValueError("density must have exactly the concepts as keys")
+        if self.granularity == "weights" and list(self.concept_density) != names:
+            raise ValueError("concept_density must have exactly the concepts as keys, in their order")
         for file in self.files:
             path = PurePosixPath(file)
             if path.is_absolute() or ".." in path.parts or len(path.parts) != 1 or "\\" in file:

@@ -16,14 +16,13 @@ from sparsecbm.backbone import ACTIVATIONS, Backbone, BackboneConfig
 from sparsecbm.bundle import Concept
 from sparsecbm.errors import CheckpointError
 from sparsecbm.folders import atomic_folder
-from sparsecbm.masks import UnitMasks
 from sparsecbm.model import SparseCBM
 from sparsecbm.tokens import TOKENIZER
 
 CHECKPOINT_VERSION = 1
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
-_HEAD_MASKS, _NEURON_MASKS = "masks.heads", "masks.neurons"
+_MASKS = "masks."
 
 
 class CheckpointConfig(BaseModel):
@@ -69,8 +68,7 @@ class Checkpoint:
 def save(checkpoint: Checkpoint, target: Path) -> None:
     """Writes a checkpoint folder, replacing one that is there."""
     tensors = {name: tensor.detach().contiguous() for name, tensor in checkpoint.model.state_dict().items()}
-    masks = checkpoint.model.masks
-    tensors |= {_HEAD_MASKS: masks.heads.to(torch.uint8), _NEURON_MASKS: masks.neurons.to(torch.uint8)}
+    tensors |= {_MASKS + name: mask for name, mask in checkpoint.model.mask_tensors().items()}
     config = checkpoint.config.model_dump(mode="json")
     with atomic_folder(target) as folder:
         save_file(tensors, folder / WEIGHTS)
@@ -113,13 +111,23 @@ def load(folder: Path | str) -> Checkpoint:
         tokenizer = (folder / TOKENIZER).read_text(encoding="utf-8")
     except (OSError, SafetensorError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{folder} can't be read as a checkpoint: {error}") from error
-    model = SparseCBM(Backbone(config.backbone), config.concepts, config.labels, config.trunk, config.width)
-    masks = UnitMasks(*(tensors.pop(name, torch.empty(0)).bool() for name in (_HEAD_MASKS, _NEURON_MASKS)))
-    for kind in ("heads", "neurons"):
-        found, wanted = getattr(masks, kind).shape, getattr(model.masks, kind).shape
-        if found != wanted:
+    model = SparseCBM(
+        Backbone(config.backbone),
+        config.concepts,
+        config.labels,
+        config.trunk,
+        config.width,
+        granularity="weights" if any(name.startswith(f"{_MASKS}weights.") for name in tensors) else "units",
+    )
+    masks: dict[str, torch.Tensor] = {}
+    for kind, wanted in model.mask_shapes().items():
+        if kind.startswith("trunk_") and _MASKS + kind not in tensors:
+            continue  # a dense trunk
+        masks[kind] = tensors.pop(_MASKS + kind, torch.empty(0))
+        if tuple(masks[kind].shape) != wanted:
             raise CheckpointError(
-                f"{folder / WEIGHTS}: masks of {kind} have shape {list(found)}, but {CONFIG} asks for {list(wanted)}."
+                f"{folder / WEIGHTS}: masks of {kind} have shape {list(masks[kind].shape)}, but {CONFIG} asks for "
+                f"{list(wanted)}."
             )
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
     wrong = sorted(name for name in expected.keys() ^ tensors.keys())
@@ -130,6 +138,6 @@ def load(folder: Path | str) -> Checkpoint:
             f"shape, first {wrong[0]!r}."
         )
     model.load_state_dict(tensors)
-    model.masks = masks
+    model.load_masks(masks)
     model.eval()
     return Checkpoint(config, model, tokenizer)

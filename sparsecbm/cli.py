@@ -26,6 +26,7 @@ _EXTRAS = {
     "onnx": "train",
     "onnxscript": "train",
     "pyarrow": "train",
+    "tensorboard": "tensorboard",
     "torch": "train",
     "transformers": "train",
     "yaml": "train",

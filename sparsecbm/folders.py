@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -41,6 +42,17 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         _sync(target.parent)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def sweep(target: Path) -> None:
+    """Removes what an ``atomic_folder`` of this target left beside it when it was killed."""
+    target = target.resolve()
+    if not target.parent.is_dir():
+        return
+    work = re.compile(rf"\.{re.escape(target.name)}\.[a-z0-9_]{{8}}")  # as mkdtemp names it
+    for path in target.parent.iterdir():
+        if work.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def check_writable(target: Path) -> None:

@@ -8,9 +8,16 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from sparsecbm.bundle import Granularity
 from sparsecbm.errors import TrainingError
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+
+Importance = Literal["obs", "magnitude", "first_order"]
+Shape = Literal["cubic", "linear"]
+Threshold = Literal["layer", "global"]
+Mode = Literal["joint", "sequential", "independent"]
+Balance = Literal["none", "balanced"]
 
 
 class Recipe(BaseModel):
@@ -23,18 +30,54 @@ class Recipe(BaseModel):
     width: int = Field(default=8, ge=1, description="Width of a concept's activation.")
     max_tokens: int = Field(default=256, ge=4, description="Longer texts are truncated (and counted).")
     dropout: float = Field(default=0.1, ge=0, lt=1, description="Dropout on pooled branch outputs.")
-    vector_dropout: float = Field(
-        default=0.0, ge=0, lt=1, description="Chance that a concept hands over its value's constant vector alone."
+    strength_dropout: float = Field(
+        default=0.3, ge=0, lt=1, description="Chance that the label hears of a text the concepts' values alone."
+    )
+    mode: Mode = Field(
+        default="joint",
+        description="How the label head learns: with the concepts ('joint'), after them on their predictions "
+        "('sequential'), or from their true values ('independent').",
     )
     epochs: int = Field(default=12, ge=1, description="Passes over the training split.")
+    patience: int = Field(
+        default=0, ge=0, description="Epochs at the final density without a better one after which to stop; 0: never."
+    )
     batch_size: int = Field(default=32, ge=1, description="Texts per step.")
+    accumulate: int = Field(
+        default=1, ge=1, description="Parts of a batch that pass one after another, for less memory."
+    )
     learning_rate: float = Field(default=2e-4, gt=0, description="Peak, of the backbone.")
-    head_learning_rate: float = Field(default=1e-3, gt=0, description="Peak, of the concept layers and the label head.")
+    concept_learning_rate: float = Field(default=1e-3, gt=0, description="Peak, of the concept layers.")
+    head_learning_rate: float = Field(
+        default=2e-2, gt=0, description="Peak, of the values' vectors and the label head, which are few numbers."
+    )
     weight_decay: float = Field(default=0.01, ge=0, description="Of AdamW, on matrices.")
     warmup: float = Field(
         default=0.1, ge=0, lt=1, description="Share of all steps in which the learning rate rises; then it falls to 0."
     )
-    density: float = Field(default=0.32, gt=0, le=1, description="Share of branch units that every mask keeps.")
+    granularity: Granularity = Field(
+        default="units",
+        description="What masks are over: 'units' (heads and neurons), or 'weights' (each weight; as in the paper "
+        "with --trunk 0; saves no time).",
+    )
+    density: float = Field(
+        default=0.32, gt=0, le=1, description="Share of branch units, or weights, that every concept's mask keeps."
+    )
+    trunk_density: float = Field(
+        default=1.0, gt=0, le=1, description="Share of trunk units that the one mask of the shared layers keeps."
+    )
+    importance: Importance = Field(
+        default="obs",
+        description="What goes first: 'obs' (least rise of the loss to second order), 'first_order', 'magnitude'.",
+    )
+    threshold: Threshold = Field(
+        default="layer", description="Whether each layer keeps the density, or only all layers together ('global')."
+    )
+    schedule: Shape = Field(default="cubic", description="How the density falls; 'linear' as in the paper.")
+    fisher_block: int = Field(
+        default=0, ge=0, description="Size of a block of the Fisher matrix; 0: 64 for units, 4 for weights."
+    )
+    fisher_memory: float = Field(default=4.0, gt=0, description="Most GB that Fisher matrices may take.")
     prune_start: float = Field(default=1.0, ge=0, description="Epoch, from 0, at which pruning starts.")
     prune_end: float = Field(default=6.0, ge=0, description="Epoch by which the density is reached.")
     prune_cuts: int = Field(default=4, ge=1, description="Cuts per epoch while pruning.")
@@ -42,6 +85,10 @@ class Recipe(BaseModel):
         default=0.25, ge=0, le=1, description="Chance that a concept has its true value before the label head."
     )
     label_weight: float = Field(default=1.0, ge=0, description="Of the label's loss beside the concepts' mean loss.")
+    class_weights: Balance = Field(
+        default="none",
+        description="Weights of values and labels in the loss; 'balanced': the rarer in the training split, the more.",
+    )
     vote_weight: float = Field(
         default=0.5, ge=0, le=1, description="Of the annotators' votes in the targets; the majority has the rest."
     )
@@ -53,9 +100,21 @@ class Recipe(BaseModel):
     )
     seed: int = Field(default=0, ge=0, description="Of everything random.")
 
+    @property
+    def prunes(self) -> bool:
+        """Whether anything is pruned."""
+        return self.density < 1 or self.trunk_density < 1
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.density == 1:
+        if self.accumulate > self.batch_size:
+            raise ValueError(
+                f"a batch of {self.batch_size} can't be split into {self.accumulate} parts: lower accumulate to "
+                "batch_size or less"
+            )
+        if self.trunk_density < 1 and not self.trunk:
+            raise ValueError(f"trunk_density is {self.trunk_density}, but there is no trunk to prune: trunk is 0")
+        if not self.prunes:
             return self
         if not self.prune_start <= self.prune_end:
             raise ValueError(

@@ -117,7 +117,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, reviews: Path, backbone
     training, validation = data.load(str(reviews), "train"), data.load(str(reviews), "dev")
     seed_everything(0)
     base, tokenizer = load_backbone(str(backbone))
-    model = SparseCBM(base, training.schema.concepts, training.schema.labels, trunk=1, width=4)
+    model = SparseCBM(base, training.schema.concepts, training.schema.labels, trunk=1, width=4, strength_dropout=0.3)
     read = tokenizer_from_text(tokenizer, 64)
     recipe = Recipe(
         trunk=1,
@@ -126,6 +126,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, reviews: Path, backbone
         epochs=16,
         batch_size=16,
         learning_rate=3e-3,
+        concept_learning_rate=1e-2,
         head_learning_rate=1e-2,
         density=0.5,
         prune_start=4,
@@ -133,7 +134,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, reviews: Path, backbone
         precision="fp32",
     )
     ids, validation_ids = encode(read, training.texts).ids, encode(read, validation.texts).ids
-    figures = train(model, training, ids, validation, validation_ids, recipe)
+    figures = train(model, training, ids, validation, validation_ids, recipe).figures
     folder = tmp_path_factory.mktemp("checkpoints") / "tiny"
     checkpoints.save(
         checkpoints.Checkpoint(

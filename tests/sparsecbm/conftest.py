@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sparsecbm.backbone import Backbone, BackboneConfig
-from sparsecbm.bundle import Concept
+from sparsecbm.bundle import Concept, Granularity
 from sparsecbm.data import Dataset, Schema
 from sparsecbm.model import SparseCBM
 
@@ -43,7 +43,7 @@ def one_thread() -> Iterator[None]:
 def make_model() -> MakeModel:
     """Makes a model of 3 layers with 4 heads and 12 neurons, whose concepts have 3 and 2 values."""
 
-    def make(seed: int = 0, trunk: int = 1) -> SparseCBM:
+    def make(seed: int = 0, trunk: int = 1, granularity: Granularity = "units") -> SparseCBM:
         config = BackboneConfig(
             name="tiny",
             family="bert",
@@ -60,7 +60,7 @@ def make_model() -> MakeModel:
             dropout=0.1,
         )
         torch.manual_seed(seed)
-        model = SparseCBM(Backbone(config), CONCEPTS, LABELS, trunk, width=5)
+        model = SparseCBM(Backbone(config), CONCEPTS, LABELS, trunk, width=5, granularity=granularity)
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter) * 0.3)
@@ -82,6 +82,17 @@ def pruned(make_model: MakeModel) -> SparseCBM:
     for mask in (model.masks.heads, model.masks.neurons):
         mask.copy_(torch.rand(mask.shape, generator=generator) < 0.5)
         mask[..., 0] = True
+    return model
+
+
+@pytest.fixture
+def weight_pruned(make_model: MakeModel) -> SparseCBM:
+    """A model whose two concepts keep different weights, about half."""
+    model = make_model(granularity="weights")
+    assert model.weight_masks is not None
+    generator = torch.Generator().manual_seed(6)
+    for mask in model.weight_masks.matrices.values():
+        mask.copy_(torch.rand(mask.shape, generator=generator) < 0.5)
     return model
 
 

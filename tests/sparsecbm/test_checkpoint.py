@@ -56,6 +56,40 @@ def test_masks_come_back(saved: Path, pruned: SparseCBM) -> None:
     assert torch.equal(masks.heads, pruned.masks.heads) and torch.equal(masks.neurons, pruned.masks.neurons)
 
 
+def test_masks_over_weights_and_over_the_trunk_come_back(weight_pruned: SparseCBM, texts: Any, tmp_path: Path) -> None:
+    weight_pruned.trunk_masks.neurons[0, 0, 3:] = False
+    checkpoints.save(of(weight_pruned), tmp_path / "weights")
+    loaded = checkpoints.load(tmp_path / "weights").model
+    assert (loaded.granularity, loaded.density()) == ("weights", weight_pruned.density())
+    assert torch.equal(loaded.trunk_masks.flat(), weight_pruned.trunk_masks.flat())
+    wanted, found = run(weight_pruned, texts.ids), run(loaded, texts.ids)
+    assert torch.equal(found.logits, wanted.logits) and torch.equal(found.vectors, wanted.vectors)
+
+
+def test_masks_over_weights_take_a_bit_each(weight_pruned: SparseCBM, tmp_path: Path) -> None:
+    checkpoints.save(of(weight_pruned), tmp_path / "weights")
+    stored = load_file(tmp_path / "weights" / WEIGHTS)["masks.weights.up"]
+    assert (stored.dtype, tuple(stored.shape)) == (torch.uint8, (2, 2, 12 * 16 // 8))
+
+
+def test_a_dense_trunk_and_masks_over_units_are_stored_as_ever(saved: Path) -> None:
+    names = {name for name in load_file(saved / WEIGHTS) if name.startswith("masks.")}
+    assert names == {"masks.heads", "masks.neurons"}
+
+
+@pytest.mark.parametrize("damage", ["missing", "short"])
+def test_masks_over_weights_that_are_damaged_are_named(
+    weight_pruned: SparseCBM, saved: Path, refused: Callable[[str], None], damage: str
+) -> None:
+    checkpoints.save(of(weight_pruned), saved)
+    tensors = load_file(saved / WEIGHTS)
+    mask = tensors.pop("masks.weights.up")
+    if damage == "short":
+        tensors["masks.weights.up"] = mask[..., :-1].contiguous()
+    save_file(tensors, saved / WEIGHTS)
+    refused(r"model.safetensors: masks of weights.up have shape \[.*\], but config.json asks for \[2, 2, 24\]")
+
+
 def test_configuration_and_tokenizer_come_back(saved: Path, pruned: SparseCBM) -> None:
     loaded, original = checkpoints.load(saved), of(pruned)
     assert (loaded.config, loaded.tokenizer) == (original.config, original.tokenizer)

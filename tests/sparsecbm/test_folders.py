@@ -8,7 +8,7 @@ import pytest
 
 from sparsecbm import folders
 from sparsecbm.errors import SetupError
-from sparsecbm.folders import atomic_folder, check_writable
+from sparsecbm.folders import atomic_folder, check_writable, sweep
 
 
 def write(target: Path, content: str) -> None:
@@ -89,3 +89,17 @@ def test_a_folder_inside_a_file_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(SetupError, match=r"file/new can't be written \(Not a directory\); name another folder\.$"):
         check_writable(tmp_path / "file" / "new")
+
+
+def test_a_sweep_removes_what_a_killed_write_of_this_target_left(tmp_path: Path) -> None:
+    mine, another, file = tmp_path / ".target.a1b2c3d_", tmp_path / ".target.v2.a1b2c3d_", tmp_path / ".target.lock"
+    for folder in (mine / "new", another, tmp_path / "target"):
+        folder.mkdir(parents=True)
+    file.touch()
+    sweep(tmp_path / "target")
+    assert files(tmp_path) == [".target.lock", ".target.v2.a1b2c3d_", "target"]
+
+
+def test_a_sweep_where_nothing_is_does_nothing(tmp_path: Path) -> None:
+    sweep(tmp_path / "nowhere" / "target")
+    assert files(tmp_path) == []

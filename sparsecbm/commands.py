@@ -3,19 +3,48 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sparsecbm.recipe import Recipe, read_recipe
 
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    from sparsecbm.checkpoint import Checkpoint
+    from sparsecbm.data import Dataset
+
 app = typer.Typer(no_args_is_help=True)
 
 
 def _figures_line(figures: dict[str, Any]) -> str:
-    return f"concept {figures['concept']['accuracy']:.3f}, label {figures['label']['accuracy']:.3f}"
+    """Accuracies; without the label's while the label head isn't trained."""
+    return ", ".join(f"{key} {figures[key]['accuracy']:.3f}" for key in ("concept", "label") if key in figures)
+
+
+def _progress_bar(console: Console) -> Bar:
+    """A bar with the time taken and the time left."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+    )
 
 
 def _option(name: str) -> Any:
@@ -39,59 +68,81 @@ def train(
     width: Annotated[int | None, _option("width")] = None,
     max_tokens: Annotated[int | None, _option("max_tokens")] = None,
     dropout: Annotated[float | None, _option("dropout")] = None,
-    vector_dropout: Annotated[float | None, _option("vector_dropout")] = None,
+    strength_dropout: Annotated[float | None, _option("strength_dropout")] = None,
+    mode: Annotated[str | None, _option("mode")] = None,
     epochs: Annotated[int | None, _option("epochs")] = None,
+    patience: Annotated[int | None, _option("patience")] = None,
     batch_size: Annotated[int | None, _option("batch_size")] = None,
+    accumulate: Annotated[int | None, _option("accumulate")] = None,
     learning_rate: Annotated[float | None, _option("learning_rate")] = None,
+    concept_learning_rate: Annotated[float | None, _option("concept_learning_rate")] = None,
     head_learning_rate: Annotated[float | None, _option("head_learning_rate")] = None,
     weight_decay: Annotated[float | None, _option("weight_decay")] = None,
     warmup: Annotated[float | None, _option("warmup")] = None,
+    granularity: Annotated[str | None, _option("granularity")] = None,
     density: Annotated[float | None, _option("density")] = None,
+    trunk_density: Annotated[float | None, _option("trunk_density")] = None,
+    importance: Annotated[str | None, _option("importance")] = None,
+    threshold: Annotated[str | None, _option("threshold")] = None,
+    schedule: Annotated[str | None, _option("schedule")] = None,
+    fisher_block: Annotated[int | None, _option("fisher_block")] = None,
+    fisher_memory: Annotated[float | None, _option("fisher_memory")] = None,
     prune_start: Annotated[float | None, _option("prune_start")] = None,
     prune_end: Annotated[float | None, _option("prune_end")] = None,
     prune_cuts: Annotated[int | None, _option("prune_cuts")] = None,
     correction_rate: Annotated[float | None, _option("correction_rate")] = None,
     label_weight: Annotated[float | None, _option("label_weight")] = None,
+    class_weights: Annotated[str | None, _option("class_weights")] = None,
     vote_weight: Annotated[float | None, _option("vote_weight")] = None,
     average: Annotated[float | None, _option("average")] = None,
     precision: Annotated[str | None, _option("precision")] = None,
     seed: Annotated[int | None, _option("seed")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the unfinished run in OUT.partial; where there is none, begin.")
+    ] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Delete the unfinished run in OUT.partial first.")] = False,
+    log_dir: Annotated[Path | None, typer.Option(help="Folder for scalars that TensorBoard shows.")] = None,
+    device: Annotated[str, typer.Option(help="'cpu', 'cuda', or 'auto': a GPU where there is one.")] = "auto",
     threads: Annotated[int, typer.Option(min=0, help="Processor threads; 0 for all.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
-    """Train a SparseCBM and write its checkpoint."""
+    """Train a SparseCBM and write its checkpoint.
+
+    Its state is kept in OUT.partial after every epoch, until the checkpoint is written.
+    """
     given = {key: value for key, value in locals().items() if key in Recipe.model_fields}
     settings = read_recipe(recipe, **given)
     import torch
     from rich.console import Console
     from rich.markup import escape
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-    from rich.progress import Progress as Bar
 
     from sparsecbm import checkpoint as checkpoints
     from sparsecbm import data as datasets
+    from sparsecbm import state as states
     from sparsecbm.backbone import load_backbone, locate
+    from sparsecbm.device import pick_device
     from sparsecbm.errors import TrainingError
     from sparsecbm.folders import check_writable
     from sparsecbm.model import SparseCBM
+    from sparsecbm.scalars import Scalars
     from sparsecbm.tokens import encode, tokenizer_from_text
     from sparsecbm.training import Progress, seed_everything
     from sparsecbm.training import train as run_training
 
     console = Console(stderr=True)
-    if out.exists() and not (out / checkpoints.CONFIG).is_file():
+    finished = (out / checkpoints.CONFIG).is_file()
+    if out.exists() and not finished:
         raise TrainingError(f"{out} exists and is not a checkpoint; name another folder with --out.")
     check_writable(out)
+    computer = pick_device(device)
+    partial = states.partial_folder(out)
+    goes_on = states.check_start(partial, finished, resume, restart)
+    scalars = Scalars(log_dir, dev_split) if log_dir is not None else None
     if threads:
         torch.set_num_threads(threads)
     training = datasets.load(data, train_split)
     validation = datasets.load(data, dev_split)
+    gaps = datasets.check_varied(training, train_split)
     seed_everything(settings.seed)
     where = locate(settings.backbone)
     if where != settings.backbone:
@@ -105,7 +156,8 @@ def train(
         settings.trunk,
         settings.width,
         settings.dropout,
-        settings.vector_dropout,
+        settings.strength_dropout,
+        settings.granularity,
     )
     tokenizer = tokenizer_from_text(tokenizer_text, max_tokens)
     encoded, validation_encoded = encode(tokenizer, training.texts), encode(tokenizer, validation.texts)
@@ -113,19 +165,20 @@ def train(
         f"{len(training)} texts to learn from, {len(validation)} to choose by; concepts "
         f"{', '.join(concept.name for concept in model.concepts)}; labels {', '.join(model.labels)}"
     )
+    for gap in gaps:
+        console.print(f"Warning: {gap} It can't be learned.", markup=False, soft_wrap=True)
     cut = sum(encoded.truncated) + sum(validation_encoded.truncated)
     if cut:
         console.print(f"{cut} texts are longer than {max_tokens} tokens and are truncated")
-    bar = Bar(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-    )
-    started = time.monotonic()
+    if restart:
+        states.remove(partial)
+    elif resume:
+        console.print(
+            f"The run in {partial} goes on" if goes_on else f"There is no unfinished run in {partial}; one begins",
+            markup=False,
+            soft_wrap=True,
+        )
+    bar = _progress_bar(console)
     with bar:
         task = bar.add_task("training")
 
@@ -142,9 +195,28 @@ def train(
                     f"epoch {progress.epoch + 1}: {dev_split} {_figures_line(progress.figures)}, "
                     f"density {progress.density:.3f}{' (best)' if progress.best else ''}"
                 )
+            if scalars is not None:
+                scalars.write(progress)
 
-        figures = run_training(model, training, encoded.ids, validation, validation_encoded.ids, settings, report)
-    seconds = round(time.monotonic() - started, 1)
+        try:
+            trained = run_training(
+                model,
+                training,
+                encoded.ids,
+                validation,
+                validation_encoded.ids,
+                settings,
+                report,
+                partial,
+                computer,
+            )
+        except KeyboardInterrupt:
+            bar.console.print(f"Interrupted. {states.kept(partial)}", markup=False, soft_wrap=True)
+            raise
+        finally:
+            if scalars is not None:
+                scalars.close()
+    figures, seconds = trained.figures, round(trained.seconds, 1)
     checkpoint = checkpoints.Checkpoint(
         checkpoints.CheckpointConfig(
             name=name or training.schema.name,
@@ -154,19 +226,21 @@ def train(
             trunk=settings.trunk,
             width=settings.width,
             max_tokens=max_tokens,
-            training=settings.model_dump() | {"split": train_split, "texts": len(training), "seconds": seconds},
+            training=settings.model_dump()
+            | {"split": train_split, "texts": len(training), "seconds": seconds, "history": trained.history},
             evaluation={dev_split: figures},
         ),
         model,
         tokenizer_text,
     )
     checkpoints.save(checkpoint, out)
+    states.remove(partial)
     if as_json:
         print(json.dumps({"checkpoint": str(out), "seconds": seconds, dev_split: figures}))
     else:
         console.print(
             f"[bold]{escape(str(out))}[/bold]: {dev_split} {_figures_line(figures)}, branch density "
-            f"{model.masks.density():.3f}, {seconds:.0f} s. Next: sparsecbm export {escape(str(out))} BUNDLE",
+            f"{model.density():.3f}, {seconds:.0f} s. Next: sparsecbm export {escape(str(out))} BUNDLE",
             soft_wrap=True,  # so that the command can be copied
         )
 
@@ -176,30 +250,46 @@ def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="Folder that 'sparsecbm train' wrote.")],
     data: Annotated[str, typer.Option(help="'cebab' (from the hub), 'cebab:FOLDER', or a YAML of your own.")],
     split: Annotated[str, typer.Option(help="Split to judge on.")] = "dev",
+    report: Annotated[
+        Path | None, typer.Option(help="Folder for a full report, report.json and report.html; takes minutes.")
+    ] = None,
+    compare: Annotated[
+        list[Path] | None, typer.Option(help="Further checkpoint to set beside this one in the report; repeatable.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Judge on the first texts alone, for a quick look.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Judge a checkpoint: accuracy, macro-F1 and the paper's one-vs-rest F1, for the label and every concept."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from sparsecbm import checkpoint as checkpoints
     from sparsecbm import data as datasets
-    from sparsecbm.errors import DataError
+    from sparsecbm.errors import DataError, SetupError
     from sparsecbm.evaluation import evaluate as evaluate_model
+    from sparsecbm.report import PAGE, check_folder
     from sparsecbm.tokens import encode, tokenizer_from_text
 
-    loaded = checkpoints.load(checkpoint)
+    if compare and report is None:
+        raise SetupError("--compare is a part of the report; name the report's folder with --report.")
+    if report is not None:
+        check_folder(report)
+    every = [checkpoints.load(folder) for folder in (checkpoint, *(compare or ()))]
+    loaded = every[0]
     judged = datasets.load(data, split)
-    if (list(judged.schema.concepts), list(judged.schema.labels)) != (
-        loaded.config.concepts,
-        loaded.config.labels,
-    ):
-        raise DataError(
-            f"{data} has other concepts or labels than {checkpoint} was trained on "
-            f"({[concept.name for concept in loaded.config.concepts]}, {loaded.config.labels})."
-        )
+    for folder, other in zip((checkpoint, *(compare or ())), every, strict=True):
+        if (list(judged.schema.concepts), list(judged.schema.labels)) != (other.config.concepts, other.config.labels):
+            raise DataError(
+                f"{data} has other concepts or labels than {folder} was trained on "
+                f"({[concept.name for concept in other.config.concepts]}, {other.config.labels})."
+            )
+    whole, judged = judged, judged if limit is None else judged.head(limit)
     encoded = encode(tokenizer_from_text(loaded.tokenizer, loaded.config.max_tokens), judged.texts)
     figures = evaluate_model(loaded.model, judged, encoded.ids)
+    if report is not None:
+        _write_report(report, every, [checkpoint, *(compare or ())], data, split, whole, len(judged))
+        Console(stderr=True).print(f"Report: {escape(str(report / PAGE))}", soft_wrap=True)
     if as_json:
         print(json.dumps({split: figures}))
         return
@@ -216,3 +306,37 @@ def evaluate(
         Console(stderr=True).print(
             f"{sum(encoded.truncated)} texts were truncated to {loaded.config.max_tokens} tokens"
         )
+
+
+def _write_report(
+    target: Path,
+    every: list[Checkpoint],
+    folders: list[Path],
+    source: str,
+    split: str,
+    data: Dataset,
+    count: int,
+) -> None:
+    """Writes the report of the first checkpoint, set beside the others, on the first texts of a split."""
+    from rich.console import Console
+
+    from sparsecbm.assessment import assess
+    from sparsecbm.counterfactuals import Counterfactuals, load_counterfactuals
+    from sparsecbm.errors import DataError
+    from sparsecbm.report import write
+
+    pairs: Counterfactuals | str
+    try:
+        pairs = load_counterfactuals(source, split, data).head(count)
+    except DataError as error:
+        pairs = error.message
+    names = [folder.name or str(folder) for folder in folders]
+    others = list(zip(names[1:], every[1:], strict=True))
+    with _progress_bar(Console(stderr=True)) as bar:
+        task = bar.add_task("report", total=100)
+
+        def advance(section: str, done: float) -> None:
+            bar.update(task, description=section, completed=round(100 * done))
+
+        found = assess(every[0], data.head(count), split, pairs, others, names[0], advance=advance)
+    write(found, target)

@@ -65,6 +65,17 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.texts)
 
+    def head(self, count: int) -> Dataset:
+        """The first texts of the split."""
+        return Dataset(
+            self.schema,
+            self.texts[:count],
+            self.labels[:count],
+            self.concepts[:count],
+            self.label_votes[:count],
+            self.concept_votes[:count],
+        )
+
 
 class ColumnSpec(BaseModel):
     """One column: where it is, which values it may take, and what other spellings mean."""
@@ -312,6 +323,24 @@ def _cebab_hub(split: str) -> Iterator[Row]:
     yield from rows
 
 
+def cebab_rows(source: str, split: str) -> tuple[Iterable[Row], str]:
+    """Rows of a split of CEBaB with all their columns, and where they are from.
+
+    Args:
+        source: ``cebab`` or ``cebab:FOLDER``.
+        split: one of CEBaB's.
+
+    Raises:
+        DataError: the source isn't CEBaB, or can't be read.
+    """
+    if source == "cebab":
+        return _cebab_hub(split), f"{CEBAB_HUB} {split}"
+    if not source.startswith("cebab:"):
+        raise DataError(f"{source!r} is not CEBaB; 'cebab' or 'cebab:FOLDER' are.")
+    path = str(_cebab_file(Path(source.removeprefix("cebab:")).expanduser(), split))
+    return read_rows(path), path
+
+
 def load(source: str, split: str) -> Dataset:
     """Loads one split of a data set.
 
@@ -323,11 +352,8 @@ def load(source: str, split: str) -> Dataset:
     Raises:
         DataError: says what is wrong with the data and where.
     """
-    if source == "cebab":
-        return build(CEBAB, _cebab_hub(split), f"{CEBAB_HUB} {split}")
-    if source.startswith("cebab:"):
-        path = _cebab_file(Path(source.removeprefix("cebab:")).expanduser(), split)
-        return build(CEBAB, read_rows(str(path)), str(path))
+    if source == "cebab" or source.startswith("cebab:"):
+        return build(CEBAB, *cebab_rows(source, split))
     path = Path(source).expanduser()
     if path.suffix not in (".yaml", ".yml"):
         raise DataError(f"--data must be 'cebab', 'cebab:FOLDER' or a .yaml that describes the data, not {source!r}.")
@@ -337,6 +363,33 @@ def load(source: str, split: str) -> Dataset:
     file = spec.files[split]
     location = file if "://" in file or Path(file).is_absolute() else str(path.parent / file)
     return build(spec, read_rows(location), location)
+
+
+def check_varied(data: Dataset, split: str) -> list[str]:
+    """What a training split can't teach.
+
+    Returns:
+        A sentence for every concept, and the label, of which some but not all values occur.
+
+    Raises:
+        DataError: a concept, or the label, has the same value everywhere; names all such.
+    """
+    columns = [(f"concept {concept.name}", concept.values) for concept in data.schema.concepts]
+    columns.append(("the label", list(data.schema.labels)))
+    constant, gaps = [], []
+    for (name, values), indices in zip(columns, [*data.concepts.T, data.labels], strict=True):
+        occurring = set(indices.tolist())
+        if len(occurring) == 1:
+            constant.append(f"{name} is always {values[occurring.pop()]!r}")
+        elif len(occurring) < len(values):
+            absent = [value for index, value in enumerate(values) if index not in occurring]
+            gaps.append(f"In split {split!r}, {name} is never {' or '.join(map(repr, absent))}.")
+    if constant:
+        raise DataError(
+            f"Nothing can be learned in split {split!r} where {', '.join(constant)}: give texts with other values, or "
+            "leave the concept out of the description of the data."
+        )
+    return gaps
 
 
 def value_counts(data: Dataset) -> dict[str, Counter[str]]:

@@ -31,17 +31,19 @@ class Outputs:
 
 @torch.inference_mode()
 def run(model: SparseCBM, ids: Sequence[np.ndarray], batch: int = 64) -> Outputs:
-    """Runs a model over token ids, in batches of similar length."""
+    """Runs a model over token ids, in batches of similar length; the outputs are on the processor."""
     was_training = model.training
+    device = model.head_bias.device
     model.eval()
     logits: list[torch.Tensor] = [torch.empty(0)] * len(ids)
     vectors: list[torch.Tensor] = [torch.empty(0)] * len(ids)
     lengths = np.array([len(row) for row in ids])
     for chosen in batches(lengths, batch):
         padded, mask = pad([ids[index] for index in chosen], model.backbone.config.pad_id)
-        output = model(torch.from_numpy(padded), torch.from_numpy(mask))
+        output = model(torch.from_numpy(padded).to(device), torch.from_numpy(mask).to(device))
+        found = Outputs(output.logits.cpu(), output.vectors.cpu())
         for position, index in enumerate(chosen):
-            logits[index], vectors[index] = output.logits[position], output.vectors[position]
+            logits[index], vectors[index] = found.logits[position], found.vectors[position]
     model.train(was_training)
     return Outputs(torch.stack(logits), torch.stack(vectors))
 
@@ -65,17 +67,22 @@ def scores(truth: np.ndarray, predicted: np.ndarray, classes: int) -> dict[str, 
     paper's tables: for each class, the mean of the F1 of "it is this class" and of "it isn't", then the
     mean over classes. It is the higher of the two, and not comparable with other papers' macro-F1.
     """
-    counts = confusion(truth, predicted, classes)
-    hits = counts.diagonal()
-    misses = counts.sum(1) - hits
-    false_alarms = counts.sum(0) - hits
-    occurring = counts.sum(0) + counts.sum(1) > 0
+    return {key: float(value) for key, value in scores_of(confusion(truth, predicted, classes)).items()}
+
+
+def scores_of(counts: np.ndarray) -> dict[str, np.ndarray]:
+    """The ``scores`` of [.., classes, classes] counts, truth by row; each is [..]."""
+    hits = counts.diagonal(axis1=-2, axis2=-1)
+    every = counts.sum((-2, -1))
+    misses = counts.sum(-1) - hits
+    false_alarms = counts.sum(-2) - hits
+    occurring = counts.sum(-2) + counts.sum(-1) > 0
     is_class = _f1(hits, misses, false_alarms)
-    is_not = _f1(counts.sum() - hits - misses - false_alarms, false_alarms, misses)
+    is_not = _f1(every[..., None] - hits - misses - false_alarms, false_alarms, misses)
     return {
-        "accuracy": float(hits.sum() / counts.sum()),
-        "macro_f1": float(is_class[occurring].mean()),
-        "one_vs_rest_f1": float(((is_class + is_not) / 2)[occurring].mean()),
+        "accuracy": hits.sum(-1) / every,
+        "macro_f1": (is_class * occurring).sum(-1) / occurring.sum(-1),
+        "one_vs_rest_f1": ((is_class + is_not) / 2 * occurring).sum(-1) / occurring.sum(-1),
     }
 
 
@@ -113,10 +120,12 @@ def judge(model: SparseCBM, data: Dataset, output: Outputs) -> dict[str, Any]:
         every mistaken concept is corrected at concept level.
     """
     probabilities = output.logits.softmax(-1)
-    label_logits = model.label_logits(probabilities, output.vectors)
+    device = model.head_bias.device
+    vectors = output.vectors.to(device)
+    label_logits = model.label_logits(probabilities.to(device), vectors).cpu()
     truth = torch.from_numpy(data.concepts)
     mistaken = torch.where(probabilities.argmax(-1) == truth, -1, truth)
-    fixed_logits = model.label_logits(corrected(probabilities, mistaken), output.vectors)
+    fixed_logits = model.label_logits(corrected(probabilities, mistaken).to(device), vectors).cpu()
     label_probabilities = label_logits.softmax(-1).detach().numpy()
     concepts = {}
     for position, concept in enumerate(data.schema.concepts):

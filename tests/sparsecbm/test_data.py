@@ -355,6 +355,28 @@ def test_value_counts_are_by_concept_and_value(tmp_path: Path) -> None:
     assert data.value_counts(loaded) == {"food": {"Positive": 2, "Negative": 1, "unknown": 1}}
 
 
+def test_a_split_with_all_values_teaches_all(tmp_path: Path) -> None:
+    assert data.check_varied(data.load(write_table(tmp_path, ROWS, ".csv"), "train"), "train") == []
+
+
+def test_values_that_never_occur_are_named(tmp_path: Path) -> None:
+    loaded = data.load(write_table(tmp_path, ROWS[:2], ".csv"), "train")
+    assert data.check_varied(loaded, "train") == [
+        "In split 'train', concept food is never 'unknown'.",
+        "In split 'train', the label is never '2'.",
+    ]
+
+
+def test_concepts_and_labels_with_one_value_are_refused_by_name(tmp_path: Path) -> None:
+    loaded = data.load(write_table(tmp_path, ROWS[:1] * 3, ".csv"), "train")
+    with pytest.raises(DataError) as caught:
+        data.check_varied(loaded, "train")
+    assert caught.value.message == (
+        "Nothing can be learned in split 'train' where concept food is always 'Positive', the label is always '3': "
+        "give texts with other values, or leave the concept out of the description of the data."
+    )
+
+
 def real_cebab() -> Path:
     """The published files, or a skip that says where they would be."""
     root = Path(__file__).parents[2]

@@ -121,8 +121,12 @@ def _read_concepts(graph: GraphBuilder, model: SparseCBM, pooled: str) -> tuple[
     absent = model.absent_values.numpy().astype(np.float32)
     logits = graph.op("Squeeze", read(array(model.logit_weight)), graph.ints(2))
     logits = graph.op("Add", logits, graph.constant(array(model.logit_bias) + absent, "concept_bias"))
-    strengths = read(array(model.strength_weight))
-    return logits, str(graph.op("Add", strengths, graph.constant(array(model.value_vectors), "values")))
+    strengths, values = read(array(model.strength_weight)), array(model.value_vectors)
+    if model.reach < 1:  # what the mixture that was read keeps of a correction
+        chances = graph.op("Unsqueeze", graph.op("Softmax", logits, axis=-1), graph.ints(2))
+        kept = graph.op("MatMul", chances, graph.constant(np.float32(1 - model.reach) * values, "values"))
+        strengths, values = graph.op("Add", strengths, kept), np.float32(model.reach) * values
+    return logits, str(graph.op("Add", strengths, graph.constant(values, "values")))
 
 
 def predict_graph(model: SparseCBM, precision: Precision) -> onnx.ModelProto:

@@ -9,11 +9,11 @@ from playwright.sync_api import sync_playwright
 
 url = sys.argv[1] if len(sys.argv) > 1 else "http://127.0.0.1:8000/"
 file = sys.argv[2] if len(sys.argv) > 2 else "docs/console.png"
-REVIEW = "The pasta was wonderful, but our waiter was rude and forgot half of the order."
+REVIEW = "Good pizza. We waited long for the bill."
 
 with sync_playwright() as playwright:
     browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox", "--disable-gpu"])
-    page = browser.new_page(viewport={"width": 1280, "height": 1180}, device_scale_factor=1.5)
+    page = browser.new_page(viewport={"width": 1280, "height": 1000}, device_scale_factor=1.25)
     page.goto(url)
     page.get_by_label("Text to read").fill(REVIEW)
     page.get_by_role("button", name="Read it").click()

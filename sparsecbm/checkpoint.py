@@ -37,6 +37,7 @@ class CheckpointConfig(BaseModel):
     labels: list[str] = Field(min_length=2)
     trunk: int = Field(ge=0)
     width: int = Field(ge=1)
+    reach: float = Field(default=1.0, gt=0, le=1)
     max_tokens: int = Field(ge=1)
     training: dict[str, Any] = {}
     evaluation: dict[str, Any] = {}
@@ -139,5 +140,6 @@ def load(folder: Path | str) -> Checkpoint:
         )
     model.load_state_dict(tensors)
     model.load_masks(masks)
+    model.reach = config.reach
     model.eval()
     return Checkpoint(config, model, tokenizer)

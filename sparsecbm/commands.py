@@ -225,6 +225,7 @@ def train(
             labels=model.labels,
             trunk=settings.trunk,
             width=settings.width,
+            reach=model.reach,
             max_tokens=max_tokens,
             training=settings.model_dump()
             | {"split": train_split, "texts": len(training), "seconds": seconds, "history": trained.history},

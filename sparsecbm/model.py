@@ -8,7 +8,8 @@ A concept hands over one vector per value, mixed by the values' probabilities (c
 Zarlenga et al. 2022). Here a vector is the sum of one learned for the value and one read from the text, its
 strength, which all values of the concept share. So a correction, which makes the mixture one-hot, moves each
 label's logit by an amount that depends on the values alone, and how strongly the text speaks survives it. In
-training the label hears no strengths of some texts, or it would learn to do without the values.
+training the label hears no strengths of some texts, or it would learn to do without the values. After training,
+a correction goes only part of the way, the ``reach``, from the mixture that was read to the value's own vector.
 """
 
 from __future__ import annotations
@@ -106,6 +107,7 @@ class SparseCBM(nn.Module):
         self.width = width
         self.dropout = dropout
         self.strength_dropout = strength_dropout
+        self.reach = 1.0  # in (0, 1]; see sparsecbm.reach
         self.masks = UnitMasks.dense(len(concepts), config.layers - trunk, config.heads, config.neurons)
         self.trunk_masks = UnitMasks.dense(1, trunk, config.heads, config.neurons)
         self.weight_masks: WeightMasks | None = None
@@ -225,7 +227,11 @@ class SparseCBM(nn.Module):
         strengths = torch.einsum("bkd,kwd->bkw", pooled, self.strength_weight)
         if self.training and self.strength_dropout:
             strengths = strengths * (torch.rand(len(pooled), 1, 1, device=pooled.device) >= self.strength_dropout)
-        return Bottleneck(logits, strengths[:, :, None] + self.value_vectors)
+        values: Tensor = self.value_vectors
+        if self.reach < 1:
+            read = torch.einsum("bkv,kvw->bkw", logits.softmax(-1), values)
+            values = self.reach * values + (1 - self.reach) * read[:, :, None]
+        return Bottleneck(logits, strengths[:, :, None] + values)
 
     def forward(self, ids: Tensor, mask: Tensor, probe: Probe | None = None) -> Bottleneck:
         """Every concept's logits and vectors, each from its own subnetwork.

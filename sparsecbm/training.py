@@ -25,6 +25,7 @@ from sparsecbm.head import fit_head
 from sparsecbm.losses import ClassWeights, Targets, concept_loss, label_loss
 from sparsecbm.model import Bottleneck, SparseCBM
 from sparsecbm.pruning import Pruner
+from sparsecbm.reach import fit_reach
 from sparsecbm.recipe import Recipe
 from sparsecbm.schedules import Schedule
 from sparsecbm.tokens import batches, pad
@@ -406,6 +407,10 @@ def train(
         assert run.best is not None
         model.load_state_dict(run.best_weights)
         figures = run.best
+        if recipe.mode == "joint":
+            fit_reach(model, validation, validation_ids)
+            if model.reach < 1:  # what corrections do has changed
+                figures = evaluate(model, validation, validation_ids)
         if recipe.mode == "sequential":
             fit_head(model, ids, run.targets, run.weights, recipe)
             figures = evaluate(model, validation, validation_ids)

@@ -145,6 +145,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, reviews: Path, backbone
                 labels=model.labels,
                 trunk=1,
                 width=4,
+                reach=model.reach,
                 max_tokens=64,
                 training=recipe.model_dump(),
                 evaluation={"dev": figures},

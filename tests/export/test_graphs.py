@@ -62,6 +62,15 @@ def test_predict_answers_as_the_model_in_fp32(
     predict_close(open_graph(predict_graph(model, "fp32")), model, batch)
 
 
+@pytest.mark.parametrize("values", [(3, 3), (3, 2)])
+def test_predict_answers_as_a_model_whose_corrections_go_part_of_the_way(
+    open_graph: Open, make_model: MakeModel, batch: Batch, values: tuple[int, ...]
+) -> None:
+    model = make_model(values=values)
+    model.reach = 0.4
+    predict_close(open_graph(predict_graph(model, "fp32")), model, batch)
+
+
 @FAMILIES
 @pytest.mark.parametrize("trunk", [0, 1, 2])
 def test_predict_answers_as_a_model_of_another_family(

@@ -40,6 +40,11 @@ def run(model: SparseCBM, texts: Any, recipe: Recipe = SHORT, **more: Any) -> di
     return train(model, texts.data, texts.ids, texts.data, texts.ids, recipe, **more).figures
 
 
+def uncorrected(figures: dict[str, Any]) -> dict[str, Any]:
+    """What of the figures doesn't depend, but for rounding, on the reach of corrections, which is fitted last."""
+    return {"label": figures["label"]["accuracy"], "concept": figures["concept"], "concepts": figures["concepts"]}
+
+
 def differences(left: dict[str, Any], right: dict[str, Any]) -> list[str]:
     """Names of the weights that differ."""
     return [name for name in left if not torch.equal(left[name], right[name])]
@@ -102,6 +107,7 @@ def epochs(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[float]], list[dict
             return {"concept": {"accuracy": accuracy}, "label": {"accuracy": accuracy}, "epoch": len(judged) - 1}
 
         monkeypatch.setattr(training, "evaluate", evaluate)
+        monkeypatch.setattr(training, "fit_reach", lambda *_: None)
         return judged
 
     return script
@@ -134,7 +140,8 @@ def test_every_step_and_every_epoch_is_reported(model: SparseCBM, texts: Any) ->
     assert [report.step for report in reports if report.figures is None] == list(range(1, 10))
     ends = [report for report in reports if report.figures is not None]
     assert [(report.epoch, report.step, report.steps) for report in ends] == [(0, 3, 9), (1, 6, 9), (2, 9, 9)]
-    assert [report.figures for report in ends if report.best][-1] == figures
+    best = [report.figures for report in ends if report.best][-1]
+    assert best is not None and uncorrected(best) == uncorrected(figures)
 
 
 def test_the_reported_density_falls_to_the_final_one(model: SparseCBM, texts: Any) -> None:
@@ -208,7 +215,7 @@ def test_the_history_has_a_row_for_every_epoch(model: SparseCBM, texts: Any) -> 
     assert [(row["epoch"], row["step"]) for row in result.history] == [(1, 3), (2, 6), (3, 9)]
     assert [row["density"] for row in result.history] == [0.5, 0.5, 0.5]
     best = [row for row in result.history if row["best"]][-1]
-    assert {name: best[name] for name in result.figures} == result.figures
+    assert uncorrected(best) == uncorrected(result.figures)
 
 
 @pytest.mark.parametrize("mode", ["sequential", "independent"])

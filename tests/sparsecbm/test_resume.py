@@ -89,9 +89,14 @@ def interrupted_before(step: int) -> Iterator[None]:
             signal.raise_signal(signal.SIGINT)
         return take_step(self, chosen)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Run, "take_step", interrupted)
-        yield
+    # A shell that starts the tests in the background has them ignore Ctrl-C, which is not what is tested here.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Run, "take_step", interrupted)
+            yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="module")

@@ -171,12 +171,22 @@ def export_bundle(
         description: one sentence for the card.
 
     Raises:
-        BundleError: the target exists and isn't a bundle or can't be written, or the manifest would break its
-            schema (a name that is too long).
+        BundleError: the checkpoint is one to compare with, not to serve; the target exists and isn't a bundle or
+            can't be written; or the manifest would break its schema (a name that is too long).
         DataError: the data asks for other concepts or labels than the checkpoint.
         ParityError: the export answers otherwise; nothing is written then.
     """
     config = checkpoint.config
+    if config.bottleneck != "vectors" or not config.training.get("concept_weight", 1):
+        raise BundleError(
+            "This checkpoint was trained to compare with, not to serve: "
+            + (
+                "its label reads the concepts' logits, which corrections harm"
+                if config.bottleneck != "vectors"
+                else "it learned no concepts"
+            )
+            + ". Train one with --bottleneck vectors and a --concept-weight over 0."
+        )
     if target.exists() and not (target / MANIFEST).is_file():
         raise BundleError(f"{target} exists and is not a bundle; name another folder.")
     if (list(data.schema.concepts), list(data.schema.labels)) != (config.concepts, config.labels):

@@ -337,7 +337,7 @@ def leakage(subject: Subject, advance: Advance = lambda share: None) -> dict[str
     first = halves(subject.groups, subject.seed)
     if not first.any() or first.all():
         return {"note": "there are too few texts to fit a probe on one half and to judge it on the other."}
-    inputs = representations(subject.output, data.concepts)
+    inputs = representations(subject.model, subject.output, data.concepts)
     names = [concept.name for concept in data.schema.concepts]
     classes = len(data.schema.labels)
     rows: dict[str, Any] = {}

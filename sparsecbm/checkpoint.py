@@ -17,6 +17,7 @@ from sparsecbm.bundle import Concept
 from sparsecbm.errors import CheckpointError
 from sparsecbm.folders import atomic_folder
 from sparsecbm.model import SparseCBM
+from sparsecbm.recipe import BottleneckKind
 from sparsecbm.tokens import TOKENIZER
 
 CHECKPOINT_VERSION = 1
@@ -37,6 +38,7 @@ class CheckpointConfig(BaseModel):
     labels: list[str] = Field(min_length=2)
     trunk: int = Field(ge=0)
     width: int = Field(ge=1)
+    bottleneck: BottleneckKind = "vectors"
     reach: float = Field(default=1.0, gt=0, le=1)
     max_tokens: int = Field(ge=1)
     training: dict[str, Any] = {}
@@ -77,7 +79,12 @@ def save(checkpoint: Checkpoint, target: Path) -> None:
         (folder / TOKENIZER).write_text(checkpoint.tokenizer, encoding="utf-8")
 
 
-def _read_config(folder: Path) -> CheckpointConfig:
+def read_config(folder: Path) -> CheckpointConfig:
+    """Reads a checkpoint's configuration alone.
+
+    Raises:
+        CheckpointError: it is missing, damaged, or of another version.
+    """
     path = folder / CONFIG
     if not path.is_file():
         raise CheckpointError(f"{folder} is not a checkpoint: it has no {CONFIG}. Make one with 'sparsecbm train'.")
@@ -106,7 +113,7 @@ def load(folder: Path | str) -> Checkpoint:
         CheckpointError: a file is missing, damaged, of another version, or of shapes that don't fit.
     """
     folder = Path(folder)
-    config = _read_config(folder)
+    config = read_config(folder)
     try:
         tensors = load_file(folder / WEIGHTS)
         tokenizer = (folder / TOKENIZER).read_text(encoding="utf-8")
@@ -119,6 +126,7 @@ def load(folder: Path | str) -> Checkpoint:
         config.trunk,
         config.width,
         granularity="weights" if any(name.startswith(f"{_MASKS}weights.") for name in tensors) else "units",
+        bottleneck=config.bottleneck,
     )
     masks: dict[str, torch.Tensor] = {}
     for kind, wanted in model.mask_shapes().items():

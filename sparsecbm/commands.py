@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as Bar
 
-    from sparsecbm.checkpoint import Checkpoint
+    from sparsecbm.checkpoint import Checkpoint, CheckpointConfig
     from sparsecbm.data import Dataset
 
 app = typer.Typer(no_args_is_help=True)
@@ -66,6 +66,7 @@ def train(
     backbone: Annotated[str | None, _option("backbone")] = None,
     trunk: Annotated[int | None, _option("trunk")] = None,
     width: Annotated[int | None, _option("width")] = None,
+    bottleneck: Annotated[str | None, _option("bottleneck")] = None,
     max_tokens: Annotated[int | None, _option("max_tokens")] = None,
     dropout: Annotated[float | None, _option("dropout")] = None,
     strength_dropout: Annotated[float | None, _option("strength_dropout")] = None,
@@ -92,6 +93,7 @@ def train(
     prune_cuts: Annotated[int | None, _option("prune_cuts")] = None,
     correction_rate: Annotated[float | None, _option("correction_rate")] = None,
     label_weight: Annotated[float | None, _option("label_weight")] = None,
+    concept_weight: Annotated[float | None, _option("concept_weight")] = None,
     class_weights: Annotated[str | None, _option("class_weights")] = None,
     vote_weight: Annotated[float | None, _option("vote_weight")] = None,
     average: Annotated[float | None, _option("average")] = None,
@@ -158,6 +160,7 @@ def train(
         settings.dropout,
         settings.strength_dropout,
         settings.granularity,
+        settings.bottleneck,
     )
     tokenizer = tokenizer_from_text(tokenizer_text, max_tokens)
     encoded, validation_encoded = encode(tokenizer, training.texts), encode(tokenizer, validation.texts)
@@ -224,7 +227,8 @@ def train(
             concepts=model.concepts,
             labels=model.labels,
             trunk=settings.trunk,
-            width=settings.width,
+            width=model.width,
+            bottleneck=model.bottleneck,
             reach=model.reach,
             max_tokens=max_tokens,
             training=settings.model_dump()
@@ -267,7 +271,7 @@ def evaluate(
 
     from sparsecbm import checkpoint as checkpoints
     from sparsecbm import data as datasets
-    from sparsecbm.errors import DataError, SetupError
+    from sparsecbm.errors import SetupError
     from sparsecbm.evaluation import evaluate as evaluate_model
     from sparsecbm.report import PAGE, check_folder
     from sparsecbm.tokens import encode, tokenizer_from_text
@@ -280,11 +284,7 @@ def evaluate(
     loaded = every[0]
     judged = datasets.load(data, split)
     for folder, other in zip((checkpoint, *(compare or ())), every, strict=True):
-        if (list(judged.schema.concepts), list(judged.schema.labels)) != (other.config.concepts, other.config.labels):
-            raise DataError(
-                f"{data} has other concepts or labels than {folder} was trained on "
-                f"({[concept.name for concept in other.config.concepts]}, {other.config.labels})."
-            )
+        _check_same_task(other.config, folder, judged, data)
     whole, judged = judged, judged if limit is None else judged.head(limit)
     encoded = encode(tokenizer_from_text(loaded.tokenizer, loaded.config.max_tokens), judged.texts)
     figures = evaluate_model(loaded.model, judged, encoded.ids)
@@ -306,6 +306,122 @@ def evaluate(
     if any(encoded.truncated):
         Console(stderr=True).print(
             f"{sum(encoded.truncated)} texts were truncated to {loaded.config.max_tokens} tokens"
+        )
+
+
+def _kinds(arguments: list[str]) -> dict[str, list[Path]]:
+    """Checkpoints by kind, of arguments such as 'ours=runs/a,runs/b'."""
+    from sparsecbm.errors import SetupError
+
+    kinds: dict[str, list[Path]] = {}
+    for argument in arguments:
+        name, equals, folders = argument.partition("=")
+        paths = [Path(folder) for folder in folders.split(",") if folder]
+        if not name or not equals or not paths:
+            raise SetupError(f"{argument!r} must name a kind and its checkpoints, such as 'ours=runs/a,runs/b'.")
+        if name in kinds:
+            raise SetupError(f"The kind {name!r} is given twice; list its checkpoints in one, with commas.")
+        kinds[name] = paths
+    return kinds
+
+
+@app.command()
+def compare(
+    kinds: Annotated[
+        list[str],
+        typer.Argument(
+            help="KIND=CHECKPOINT,CHECKPOINT…: runs that differ in their seeds; the first kind "
+            "is the one that others are compared with."
+        ),
+    ],
+    data: Annotated[str, typer.Option(help="'cebab' (from the hub), 'cebab:FOLDER', or a YAML of your own.")],
+    split: Annotated[str, typer.Option(help="Split to judge on.")] = "dev",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Set kinds of checkpoints side by side over several seeds, with paired tests and correction curves."""
+    from functools import partial
+
+    from rich.console import Console
+
+    from sparsecbm import checkpoint as checkpoints
+    from sparsecbm import data as datasets
+    from sparsecbm.assessment import Subject, read
+    from sparsecbm.comparison import compare as compare_kinds
+    from sparsecbm.counterfactuals import load_counterfactuals
+    from sparsecbm.errors import DataError
+
+    every = _kinds(kinds)
+    judged = datasets.load(data, split)
+    for folder in (folder for folders in every.values() for folder in folders):
+        _check_same_task(checkpoints.read_config(folder), folder, judged, data)
+    try:
+        groups = load_counterfactuals(data, split, judged).groups
+    except DataError:  # only CEBaB says which texts belong together
+        groups = None
+
+    def one(folder: Path) -> Subject:
+        return read(checkpoints.load(folder), judged, groups)
+
+    with _progress_bar(Console(stderr=True)) as bar:
+        task = bar.add_task("reading", total=100)
+        found = compare_kinds(
+            {name: [partial(one, folder) for folder in folders] for name, folders in every.items()},
+            lambda done: bar.update(task, completed=round(100 * done)),
+        )
+    if as_json:
+        print(json.dumps({split: found}))
+        return
+    _print_comparison(found, f"{judged.schema.name}, {split} ({len(judged)} texts)")
+
+
+def _print_comparison(found: dict[str, Any], title: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    def points(change: dict[str, Any] | None) -> str:
+        if change is None:
+            return ""
+        low, high = (100 * end for end in change["interval"])
+        return f"{100 * change['value']:+.1f} [{low:.1f}, {high:.1f}] p {change['p']:.3f}"
+
+    console = Console()
+    table = Table(title=title)
+    for column in ("", "runs", "density", "concept", "label", "label, to the first", "corrected mistakes"):
+        table.add_column(column, justify="left" if not column else "right")
+    for name, row in found.items():
+        table.add_row(
+            name,
+            str(row["runs"]),
+            f"{row['density']:.3f}",
+            f"{row['concept']['value']:.3f}" if "concept" in row else "",
+            f"{row['label']['value']:.3f}",
+            points(row["label_difference"]) if row is not next(iter(found.values())) else "",
+            points(row["corrected_mistaken"]["gain"]) if "corrected_mistaken" in row else "",
+        )
+    console.print(table)
+    for which in ("mistaken", "all"):
+        rows = {name: row[f"corrected_{which}"] for name, row in found.items() if f"corrected_{which}" in row}
+        if not rows:
+            continue
+        steps = len(next(iter(rows.values()))["curves"]["random"])
+        table = Table(title=f"label after so many corrections of {which} concepts")
+        for column in ("", "order", *map(str, range(steps)), "ask_next over random"):
+            table.add_column(column, justify="left" if column in ("", "order") else "right")
+        for name, row in rows.items():
+            for order, curve in row["curves"].items():
+                last = points(row["ask_next_over_random"]) if order == "ask_next" else ""
+                table.add_row(name, order, *(f"{step['value']:.3f}" for step in curve), last)
+        console.print(table)
+
+
+def _check_same_task(config: CheckpointConfig, folder: Path, data: Dataset, source: str) -> None:
+    """Refuses to judge a checkpoint on data of other concepts or labels."""
+    from sparsecbm.errors import DataError
+
+    if (list(data.schema.concepts), list(data.schema.labels)) != (config.concepts, config.labels):
+        raise DataError(
+            f"{source} has other concepts or labels than {folder} was trained on "
+            f"({[concept.name for concept in config.concepts]}, {config.labels})."
         )
 
 

@@ -24,7 +24,7 @@ def expected_gains(model: SparseCBM, mixture: Tensor, vectors: Tensor) -> Tensor
         [N, concepts] in [0, 1].
     """
     certain = torch.einsum("bkvw,ykw->bkvy", vectors, model.head_weight)
-    contributions = torch.einsum("bkv,bkvy->bky", mixture, certain)
+    contributions = torch.einsum("bkw,ykw->bky", model.activations(mixture, vectors), model.head_weight)
     logits = contributions.sum(1) + model.head_bias
     others = (logits[:, None] - contributions)[:, :, None]  # [N, concepts, 1, labels]
     moved = ((others + certain).softmax(-1) - logits.softmax(-1)[:, None, None]).abs().sum(-1) / 2

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparsecbm.evaluation import Outputs
-from sparsecbm.model import corrected
+from sparsecbm.model import SparseCBM, corrected
 
 RIDGE = 1.0  # weight of the squared coefficients, against the summed log loss; features are standardised
 
@@ -91,13 +91,14 @@ def probe(features: np.ndarray, labels: np.ndarray, classes: int, first: np.ndar
     return Probed(right, bits)
 
 
-def representations(output: Outputs, truth: np.ndarray) -> dict[str, np.ndarray]:
+def representations(model: SparseCBM, output: Outputs, truth: np.ndarray) -> dict[str, np.ndarray]:
     """What a probe may read of each concept, each [N, concepts, size].
 
     ``true value`` and ``predicted value`` are one-hot, ``probabilities`` soft; ``activation`` is what the concept
     hands to the label head, and ``corrected activation`` what it hands over once it is set to its true value.
 
     Args:
+        model: that gave the output.
         output: of N texts.
         truth: [N, concepts] int64.
     """
@@ -108,6 +109,6 @@ def representations(output: Outputs, truth: np.ndarray) -> dict[str, np.ndarray]
         "true value": gold.numpy(),
         "predicted value": said.numpy(),
         "probabilities": probabilities.numpy(),
-        "activation": torch.einsum("bkv,bkvw->bkw", probabilities, output.vectors).numpy(),
-        "corrected activation": torch.einsum("bkv,bkvw->bkw", gold, output.vectors).numpy(),
+        "activation": model.activations(probabilities, output.vectors).numpy(),
+        "corrected activation": model.activations(gold, output.vectors).numpy(),
     }

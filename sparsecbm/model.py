@@ -10,6 +10,9 @@ strength, which all values of the concept share. So a correction, which makes th
 label's logit by an amount that depends on the values alone, and how strongly the text speaks survives it. In
 training the label hears no strengths of some texts, or it would learn to do without the values. After training,
 a correction goes only part of the way, the ``reach``, from the mixture that was read to the value's own vector.
+
+The bottleneck "logits" is the plain joint concept bottleneck (Koh et al. 2020), to compare with: the label reads the
+values' log-probabilities, and a correction puts a certain value's in their place.
 """
 
 from __future__ import annotations
@@ -26,6 +29,9 @@ from sparsecbm.backbone import Backbone, Gates, LayerWeights, attention_bias, ru
 from sparsecbm.bundle import Concept, Granularity
 from sparsecbm.errors import TrainingError
 from sparsecbm.masks import UnitMasks, WeightMasks, pack_bits, unpack_bits
+from sparsecbm.recipe import BottleneckKind
+
+LEAST_PROBABILITY = 1e-3  # of a value, where the label reads log-probabilities; a correction rules out no further
 
 
 class Bottleneck(NamedTuple):
@@ -78,6 +84,7 @@ class SparseCBM(nn.Module):
         dropout: on pooled branch outputs.
         strength_dropout: chance, in training, that the label hears of a text the concepts' values alone.
         granularity: what a concept's mask is over.
+        bottleneck: what concepts hand to the label; for "logits" the width is the number of values.
 
     Raises:
         TrainingError: the trunk leaves no branch.
@@ -95,6 +102,7 @@ class SparseCBM(nn.Module):
         dropout: float = 0.1,
         strength_dropout: float = 0.0,
         granularity: Granularity = "units",
+        bottleneck: BottleneckKind = "vectors",
     ) -> None:
         super().__init__()
         config = backbone.config
@@ -104,7 +112,7 @@ class SparseCBM(nn.Module):
         self.concepts = list(concepts)
         self.labels = list(labels)
         self.trunk = trunk
-        self.width = width
+        self.bottleneck = bottleneck
         self.dropout = dropout
         self.strength_dropout = strength_dropout
         self.reach = 1.0  # in (0, 1]; see sparsecbm.reach
@@ -116,10 +124,13 @@ class SparseCBM(nn.Module):
             self.weight_masks = WeightMasks.dense(len(concepts), config.layers - trunk, shapes)
         sizes = [len(concept.values) for concept in concepts]
         values = max(sizes)
+        plain = bottleneck == "logits"
+        self.width = width = values if plain else width
+        read = 0 if plain else width  # how much of an activation is read from the text
         self.logit_weight = nn.Parameter(torch.randn(len(concepts), values, config.hidden) * 0.02)
         self.logit_bias = nn.Parameter(torch.zeros(len(concepts), values))
-        self.strength_weight = nn.Parameter(torch.randn(len(concepts), width, config.hidden) * 0.02)
-        self.value_vectors = nn.Parameter(torch.randn(len(concepts), values, width) * 0.1)
+        self.strength_weight = nn.Parameter(torch.randn(len(concepts), read, config.hidden) * 0.02)
+        self.value_vectors = nn.Parameter(torch.randn(len(concepts), values, read) * 0.1)
         self.head_weight = nn.Parameter(torch.randn(len(labels), len(concepts), width) * 0.1)
         self.head_bias = nn.Parameter(torch.zeros(len(labels)))
         present = torch.arange(values)[None, :] < torch.tensor(sizes)[:, None]
@@ -224,6 +235,9 @@ class SparseCBM(nn.Module):
         """[batch, concepts, hidden] pooled branch outputs to logits and vectors."""
         pooled = F.dropout(pooled, self.dropout, self.training)
         logits = torch.einsum("bkd,kvd->bkv", pooled, self.logit_weight) + self.logit_bias + self.absent_values
+        if self.bottleneck == "logits":
+            certain = torch.eye(self.width, device=logits.device).clamp(min=LEAST_PROBABILITY).log()
+            return Bottleneck(logits, certain.expand(*logits.shape, -1))
         strengths = torch.einsum("bkd,kwd->bkw", pooled, self.strength_weight)
         if self.training and self.strength_dropout:
             strengths = strengths * (torch.rand(len(pooled), 1, 1, device=pooled.device) >= self.strength_dropout)
@@ -254,6 +268,20 @@ class SparseCBM(nn.Module):
             pooled.append(mean_over_tokens(self.backbone.finish(hidden), mask))
         return self.read_concepts(torch.stack(pooled, 1))
 
+    def activations(self, mixture: Tensor, vectors: Tensor) -> Tensor:
+        """What the concepts hand to the label head.
+
+        Args:
+            mixture: [batch, concepts, values], each concept's probabilities, or one-hot where corrected.
+            vectors: [batch, concepts, values, width].
+
+        Returns:
+            [batch, concepts, width].
+        """
+        if self.bottleneck == "logits":
+            return mixture.clamp(min=LEAST_PROBABILITY).log()
+        return torch.einsum("bkv,bkvw->bkw", mixture, vectors)
+
     def label_logits(self, mixture: Tensor, vectors: Tensor) -> Tensor:
         """Logits of the labels.
 
@@ -264,8 +292,7 @@ class SparseCBM(nn.Module):
         Returns:
             [batch, labels].
         """
-        activations = torch.einsum("bkv,bkvw->bkw", mixture, vectors)
-        return torch.einsum("bkw,ykw->by", activations, self.head_weight) + self.head_bias
+        return torch.einsum("bkw,ykw->by", self.activations(mixture, vectors), self.head_weight) + self.head_bias
 
 
 def mean_over_tokens(hidden: Tensor, mask: Tensor) -> Tensor:

@@ -12,16 +12,51 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from sparsecbm.data import Dataset
-from sparsecbm.evaluation import run
+from sparsecbm.evaluation import Outputs, run
 from sparsecbm.model import SparseCBM, corrected
 
 REACHES = tuple(step / 20 for step in range(1, 21))
 
 
-@torch.inference_mode()
+@torch.no_grad()
+def with_reach(model: SparseCBM, output: Outputs, reach: float) -> Outputs:
+    """What a model would have put out at another reach than its own.
+
+    Args:
+        model: that gave the output, at the reach that it still has.
+        output: of N texts.
+        reach: in (0, 1].
+    """
+    own = model.value_vectors
+    read = torch.einsum("bkv,kvw->bkw", output.logits.softmax(-1), own)[:, :, None]
+    return Outputs(output.logits, output.vectors + (reach - model.reach) * (own - read))
+
+
+@torch.no_grad()
+def best_reach(model: SparseCBM, output: Outputs, truth: Tensor, labels: Tensor) -> float:
+    """The reach at which the label's log loss is least once every concept has its true value.
+
+    Args:
+        model: that gave the output, at the reach that it still has.
+        output: of N texts that training did not see.
+        truth: [N, concepts] int64.
+        labels: [N] int64.
+
+    Returns:
+        One of ``REACHES``.
+    """
+    mixture = corrected(output.logits.softmax(-1), truth)
+    losses = [
+        F.cross_entropy(model.label_logits(mixture, with_reach(model, output, reach).vectors), labels).item()
+        for reach in REACHES
+    ]
+    return REACHES[int(np.argmin(losses))]
+
+
 def fit_reach(model: SparseCBM, data: Dataset, ids: Sequence[np.ndarray]) -> float:
     """Sets a model's reach to the one at which the label's log loss is least once every concept has its true value.
 
@@ -34,13 +69,5 @@ def fit_reach(model: SparseCBM, data: Dataset, ids: Sequence[np.ndarray]) -> flo
         The reach, one of ``REACHES``.
     """
     truth, labels = torch.from_numpy(data.concepts), torch.from_numpy(data.labels)
-    losses = []
-    model.reach = 1.0
-    whole = run(model, ids)
-    probabilities = whole.logits.softmax(-1)
-    read = torch.einsum("bkv,bkvw->bkw", probabilities, whole.vectors)[:, :, None]
-    for reach in REACHES:
-        vectors = reach * whole.vectors + (1 - reach) * read
-        losses.append(F.cross_entropy(model.label_logits(corrected(probabilities, truth), vectors), labels).item())
-    model.reach = REACHES[int(np.argmin(losses))]
+    model.reach = best_reach(model, run(model, ids), truth, labels)
     return model.reach

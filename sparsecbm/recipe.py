@@ -18,6 +18,7 @@ Shape = Literal["cubic", "linear"]
 Threshold = Literal["layer", "global"]
 Mode = Literal["joint", "sequential", "independent"]
 Balance = Literal["none", "balanced"]
+BottleneckKind = Literal["vectors", "logits"]
 
 
 class Recipe(BaseModel):
@@ -28,6 +29,11 @@ class Recipe(BaseModel):
     backbone: str = Field(default=MINILM, description="Hugging Face model: a folder or a hub name.")
     trunk: int = Field(default=3, ge=0, description="Lower layers that all concepts share.")
     width: int = Field(default=8, ge=1, description="Width of a concept's activation.")
+    bottleneck: BottleneckKind = Field(
+        default="vectors",
+        description="What concepts hand to the label: 'vectors' that corrections move, or, to compare with, their "
+        "'logits' (the plain joint CBM; can't be exported).",
+    )
     max_tokens: int = Field(default=256, ge=4, description="Longer texts are truncated (and counted).")
     dropout: float = Field(default=0.1, ge=0, lt=1, description="Dropout on pooled branch outputs.")
     strength_dropout: float = Field(
@@ -85,6 +91,9 @@ class Recipe(BaseModel):
         default=0.25, ge=0, le=1, description="Chance that a concept has its true value before the label head."
     )
     label_weight: float = Field(default=1.0, ge=0, description="Of the label's loss beside the concepts' mean loss.")
+    concept_weight: float = Field(
+        default=1.0, ge=0, description="Of the concepts' mean loss; 0 trains a classifier that knows no concepts."
+    )
     class_weights: Balance = Field(
         default="none",
         description="Weights of values and labels in the loss; 'balanced': the rarer in the training split, the more.",
@@ -107,6 +116,11 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if not self.concept_weight and (not self.label_weight or self.mode != "joint"):
+            raise ValueError(
+                "with a concept_weight of 0 the label alone is learned: give label_weight more than 0, and the mode "
+                "'joint'"
+            )
         if self.accumulate > self.batch_size:
             raise ValueError(
                 f"a batch of {self.batch_size} can't be split into {self.accumulate} parts: lower accumulate to "

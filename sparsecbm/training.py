@@ -250,7 +250,7 @@ class Run:
 
     def loss(self, output: Bottleneck, targets: Targets) -> Tensor:
         """The concepts' mean loss and, unless it is trained afterwards, the label's, as the mode has it."""
-        loss = concept_loss(output, targets, self.weights)
+        loss = self.recipe.concept_weight * concept_loss(output, targets, self.weights)
         if self.recipe.mode == "sequential":
             return loss
         rate = 1.0 if self.recipe.mode == "independent" else self.recipe.correction_rate
@@ -279,11 +279,16 @@ class Run:
             figures = evaluate(self.model, validation, ids)
             if self.recipe.mode == "sequential":  # the label head isn't trained yet
                 figures = {name: value for name, value in figures.items() if not name.startswith("label")}
-            best = self.pruning.done(self.step) and (self.best is None or _merit(figures) > _merit(self.best))
+            best = self.pruning.done(self.step)
+            best = best and (self.best is None or self._merit(figures) > self._merit(self.best))
             if best:
                 self.best, self.best_epoch = figures, self.epoch + 1
                 self.best_weights = _copy(self.model.state_dict())
         return figures, best
+
+    def _merit(self, figures: dict[str, Any]) -> float:
+        learned = ("concept", "label") if self.recipe.concept_weight else ("label",)
+        return float(sum(figures[name]["accuracy"] for name in learned if name in figures))
 
     def state(self, origin: states.Origin, seconds: float) -> states.State:
         """All that the run needs to go on after this epoch."""
@@ -358,7 +363,8 @@ def train(
     """Trains and prunes a model in place; it ends on the processor, with its best epoch's weights.
 
     The best epoch is the one at the final density with the highest sum of concept and label accuracy on the
-    validation split; where the label head is trained afterwards, with the highest concept accuracy.
+    validation split; where the label head is trained afterwards, with the highest concept accuracy; where the
+    concepts aren't learned, with the highest label accuracy.
 
     Args:
         model: dense, with a pretrained backbone.
@@ -407,7 +413,7 @@ def train(
         assert run.best is not None
         model.load_state_dict(run.best_weights)
         figures = run.best
-        if recipe.mode == "joint":
+        if recipe.mode == "joint" and recipe.bottleneck == "vectors" and recipe.concept_weight:
             fit_reach(model, validation, validation_ids)
             if model.reach < 1:  # what corrections do has changed
                 figures = evaluate(model, validation, validation_ids)
@@ -422,7 +428,3 @@ def train(
 
 def _copy(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in weights.items()}
-
-
-def _merit(figures: dict[str, Any]) -> float:
-    return float(sum(figures[name]["accuracy"] for name in ("concept", "label") if name in figures))

@@ -236,6 +236,23 @@ def test_the_name_and_description_can_be_given(tmp_path: Path, untrained: Checkp
     assert (manifest.name, manifest.description) == ("lunch", "What guests say.")
 
 
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"bottleneck": "logits"}, "its label reads the concepts' logits"),
+        ({"training": {"concept_weight": 0.0}}, "it learned no concepts"),
+    ],
+    ids=["plain", "classifier"],
+)
+def test_a_checkpoint_to_compare_with_is_refused(
+    tmp_path: Path, untrained: Checkpoint, labelled: Dataset, changes: dict[str, object], reason: str
+) -> None:
+    checkpoint = dataclasses.replace(untrained, config=untrained.config.model_copy(update=changes))
+    with pytest.raises(BundleError, match=reason):
+        export_bundle(checkpoint, tmp_path / "bundle", labelled, "train")
+    assert not (tmp_path / "bundle").exists()
+
+
 @pytest.mark.slow
 def test_a_trained_checkpoint_is_exported(bundle: Path) -> None:
     assert read_bundle(bundle).evaluation["dev"]["concept"]["accuracy"] > 0.8

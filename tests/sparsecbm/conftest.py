@@ -13,6 +13,7 @@ from sparsecbm.backbone import Backbone, BackboneConfig
 from sparsecbm.bundle import Concept, Granularity
 from sparsecbm.data import Dataset, Schema
 from sparsecbm.model import SparseCBM
+from sparsecbm.recipe import BottleneckKind
 
 CONCEPTS = (
     Concept(name="food", values=["Negative", "Positive", "unknown"]),
@@ -43,7 +44,9 @@ def one_thread() -> Iterator[None]:
 def make_model() -> MakeModel:
     """Makes a model of 3 layers with 4 heads and 12 neurons, whose concepts have 3 and 2 values."""
 
-    def make(seed: int = 0, trunk: int = 1, granularity: Granularity = "units") -> SparseCBM:
+    def make(
+        seed: int = 0, trunk: int = 1, granularity: Granularity = "units", bottleneck: BottleneckKind = "vectors"
+    ) -> SparseCBM:
         config = BackboneConfig(
             name="tiny",
             family="bert",
@@ -60,7 +63,9 @@ def make_model() -> MakeModel:
             dropout=0.1,
         )
         torch.manual_seed(seed)
-        model = SparseCBM(Backbone(config), CONCEPTS, LABELS, trunk, width=5, granularity=granularity)
+        model = SparseCBM(
+            Backbone(config), CONCEPTS, LABELS, trunk, width=5, granularity=granularity, bottleneck=bottleneck
+        )
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter) * 0.3)

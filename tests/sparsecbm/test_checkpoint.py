@@ -27,6 +27,7 @@ def of(model: SparseCBM, name: str = "tiny") -> Checkpoint:
         labels=model.labels,
         trunk=model.trunk,
         width=model.width,
+        bottleneck=model.bottleneck,
         max_tokens=20,
         training={"epochs": 3},
         evaluation={"dev": {"label": {"accuracy": 0.5}}},
@@ -63,6 +64,15 @@ def test_masks_over_weights_and_over_the_trunk_come_back(weight_pruned: SparseCB
     assert (loaded.granularity, loaded.density()) == ("weights", weight_pruned.density())
     assert torch.equal(loaded.trunk_masks.flat(), weight_pruned.trunk_masks.flat())
     wanted, found = run(weight_pruned, texts.ids), run(loaded, texts.ids)
+    assert torch.equal(found.logits, wanted.logits) and torch.equal(found.vectors, wanted.vectors)
+
+
+def test_a_plain_bottleneck_comes_back(make_model: Callable[..., SparseCBM], texts: Any, tmp_path: Path) -> None:
+    model = make_model(bottleneck="logits")
+    checkpoints.save(of(model), tmp_path / "plain")
+    loaded = checkpoints.load(tmp_path / "plain").model
+    assert loaded.bottleneck == "logits"
+    wanted, found = run(model, texts.ids), run(loaded, texts.ids)
     assert torch.equal(found.logits, wanted.logits) and torch.equal(found.vectors, wanted.vectors)
 
 

@@ -8,6 +8,7 @@ import torch
 
 from sparsecbm.evaluation import Outputs
 from sparsecbm.leakage import fit_probe, halves, probe, representations
+from sparsecbm.model import SparseCBM
 
 LABELS = np.arange(400) % 4
 
@@ -46,10 +47,10 @@ def test_the_fit_is_where_the_loss_is_flat() -> None:
     assert residual.sum(0).abs().max() < 1e-2
 
 
-def test_representations_are_worked_out_by_hand() -> None:
+def test_representations_are_worked_out_by_hand(model: SparseCBM) -> None:
     logits = torch.log(torch.tensor([[[0.75, 0.25]]]))
     vectors = torch.tensor([[[[4.0, 0.0], [0.0, 8.0]]]])
-    found = representations(Outputs(logits, vectors), np.array([[1]]))
+    found = representations(model, Outputs(logits, vectors), np.array([[1]]))
     assert {kind: np.round(values[0, 0], 5).tolist() for kind, values in found.items()} == {
         "true value": [0, 1],
         "predicted value": [1, 0],

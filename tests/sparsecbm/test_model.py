@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -113,6 +114,26 @@ def test_a_correction_moves_the_label_logits_by_its_own_contribution_only(pruned
         pruned.head_weight[:, 0].T
     )
     torch.testing.assert_close(moved - pruned.label_logits(probabilities, output.vectors), own, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_in_a_plain_bottleneck_the_label_reads_log_probabilities(make_model: MakeModel, batch: Batch) -> None:
+    model = make_model(bottleneck="logits")
+    output = model(*batch)
+    log_chances = output.logits.log_softmax(-1).clamp(min=math.log(1e-3))
+    wanted = torch.einsum("bkv,ykv->by", log_chances, model.head_weight) + model.head_bias
+    torch.testing.assert_close(model.label_logits(output.logits.softmax(-1), output.vectors), wanted)
+
+
+@torch.no_grad()
+def test_in_a_plain_bottleneck_a_correction_replaces_what_was_read(make_model: MakeModel, batch: Batch) -> None:
+    model = make_model(bottleneck="logits")
+    output = model(*batch)
+    mixture = corrected(output.logits.softmax(-1), torch.tensor([[1, 0]]).expand(3, -1))
+    sure = torch.full((2, 3), math.log(1e-3))
+    sure[0, 1] = sure[1, 0] = 0
+    wanted = torch.einsum("kv,ykv->y", sure, model.head_weight) + model.head_bias
+    torch.testing.assert_close(model.label_logits(mixture, output.vectors), wanted.expand(3, -1))
 
 
 def test_corrected_is_one_hot_where_a_value_is_given() -> None:

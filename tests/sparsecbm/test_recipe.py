@@ -56,6 +56,9 @@ def test_nothing_pruned_needs_no_epoch_after_pruning() -> None:
         ({"accumulate": 0}, "--accumulate: Input should be greater than or equal to 1."),
         ({"batch_size": 4, "accumulate": 5}, "The recipe: a batch of 4 can't be split into 5 parts: lower accumulate"),
         ({"class_weights": "inverse"}, "--class-weights: Input should be 'none' or 'balanced'."),
+        ({"bottleneck": "values"}, "--bottleneck: Input should be 'vectors' or 'logits'."),
+        ({"concept_weight": 0, "mode": "sequential"}, "The recipe: with a concept_weight of 0 the label alone is"),
+        ({"concept_weight": 0, "label_weight": 0}, "The recipe: with a concept_weight of 0 the label alone is learned"),
         ({"precision": "fp8"}, "--precision: Input should be 'auto', 'fp32' or 'bf16'."),
     ],
 )

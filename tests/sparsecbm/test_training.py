@@ -263,6 +263,29 @@ def test_in_sequence_epochs_are_judged_by_their_concepts(model: SparseCBM, texts
     assert "label" in result.figures
 
 
+def test_a_plain_bottleneck_learns_what_the_tokens_say_and_its_corrections_reach_all(
+    make_model: MakeModel, texts: Any
+) -> None:
+    model = make_model(bottleneck="logits")
+    recipe = varied(
+        bottleneck="logits", correction_rate=0, epochs=40, learning_rate=1e-2, average=0.9, prune_start=16, prune_end=24
+    )
+    figures = run(model, texts, recipe)
+    assert figures["concept"]["accuracy"] > 0.8
+    assert figures["label"]["accuracy"] > 0.8
+    assert model.reach == 1
+
+
+def test_a_classifier_learns_the_label_and_no_concept(make_model: MakeModel, texts: Any) -> None:
+    recipe = varied(
+        concept_weight=0, correction_rate=0, strength_dropout=0, density=1, epochs=40, learning_rate=1e-2, average=0.9
+    )
+    result = train(make_model(), texts.data, texts.ids, texts.data, texts.ids, recipe)
+    assert result.figures["label"]["accuracy"] > 0.9
+    assert result.figures["concept"]["accuracy"] < 0.8
+    assert result.figures["label"]["accuracy"] == max(row["label"]["accuracy"] for row in result.history)
+
+
 def test_balanced_weights_change_what_is_learned(make_model: MakeModel, texts: Any) -> None:
     texts.data.labels[:30], texts.data.label_votes[:30] = 0, [1, 0, 0]
     plain, balanced = make_model(), make_model()

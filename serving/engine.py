@@ -70,7 +70,7 @@ class EngineSettings:
     token_budget: int = 2048
     explain_token_budget: int = 1024
     edit_budget: float = 0.03
-    edit_step: float = 0.005
+    edit_step: float = 0.0025
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,9 +352,8 @@ class Engine:
             lengths = [texts.ids[edit.row] for edit in active]
             for batch in self._batches(lengths, self.settings.explain_token_budget):
                 chosen = [active[position] for position in batch]
-                present = np.isfinite(np.stack([edit.logits for edit in chosen]))
                 wanted = np.stack([edit.targets for edit in chosen])
-                weights = _contrast(wanted, present)
+                weights = _lead(wanted, np.stack([edit.logits for edit in chosen]))
                 masks = np.stack([edit.masks for edit in chosen])
                 gradients = self._run_explain([texts.ids[edit.row] for edit in chosen], masks, weights)
                 by_unit = self._units.join(gradients.heads, gradients.neurons)
@@ -390,6 +389,19 @@ def _contrast(values: np.ndarray, present: np.ndarray) -> np.ndarray:
     others = present & (chosen == 0)
     weights = chosen - others / np.maximum(others.sum(-1, keepdims=True), 1)
     return np.asarray(np.where((values >= 0)[..., None], weights, 0.0))
+
+
+def _lead(values: np.ndarray, logits: np.ndarray) -> np.ndarray:
+    """Weights of "this value's lead over its strongest rival": 1 at it, -1 at the highest of the others.
+
+    Args:
+        values: [.., concepts] int, -1 for none (all weights 0).
+        logits: [.., concepts, values], as last looked at.
+    """
+    own = np.eye(logits.shape[-1])
+    chosen = own[np.maximum(values, 0)]
+    rival = own[np.where(chosen == 1, -np.inf, logits).argmax(-1)]
+    return np.asarray(np.where((values >= 0)[..., None], chosen - rival, 0.0))
 
 
 def _reaches(logits: np.ndarray, targets: np.ndarray) -> bool:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sparsecbm.backbone import Gates
-from sparsecbm.branches import ConceptReading, read_branch, read_trunk
+from sparsecbm.branches import read_branch, read_trunk
 from sparsecbm.model import SparseCBM
 from sparsecbm.tokens import batches, pad
 
@@ -32,7 +32,7 @@ class EditSettings:
     """
 
     budget: float = 0.03
-    step: float = 0.005
+    step: float = 0.0025
     batch: int = 64
 
 
@@ -77,6 +77,18 @@ def contrast(values: Tensor, present: Tensor) -> Tensor:
     return chosen.float() - others / others.sum(-1, keepdim=True).clamp(min=1)
 
 
+def lead(values: Tensor, logits: Tensor) -> Tensor:
+    """Weights of "this value's lead over its strongest rival": 1 at it, -1 at the highest of the others.
+
+    Args:
+        values: [..] int64.
+        logits: [.., values], as last looked at; -inf at values that the concept lacks.
+    """
+    chosen = torch.nn.functional.one_hot(values, logits.shape[-1])
+    rival = logits.masked_fill(chosen.bool(), -torch.inf).argmax(-1)
+    return (chosen - torch.nn.functional.one_hot(rival, logits.shape[-1])).float()
+
+
 def edit_units(masks: Tensor, base: Tensor, gradient: Tensor, counts: Tensor) -> Tensor:
     """Flips the units that promise to raise each text's corrected value most.
 
@@ -119,7 +131,6 @@ def edit_masks(
     """
     settings = settings or EditSettings()
     base = join_units(model.masks.heads, model.masks.neurons)
-    values = int((model.absent_values[concept] == 0).sum())
     width = model.absent_values.shape[1]
     found = Edited(
         torch.empty(len(ids), width),
@@ -133,7 +144,6 @@ def edit_masks(
     steps = [max(1, math.ceil(settings.step * count)) for count in kept]
     rounds = max(math.ceil(budget / step) for budget, step in zip(budgets, steps, strict=True))
     wanted = torch.from_numpy(np.asarray(targets, dtype=np.int64))
-    weights = contrast(wanted, (torch.arange(width) < values).expand(len(ids), width))
     lengths = np.array([len(row) for row in ids])
     for chosen in batches(lengths, settings.batch):
         padded, mask = (
@@ -142,13 +152,13 @@ def edit_masks(
         shared = read_trunk(model, padded, mask)
         active = torch.arange(len(chosen))  # positions in this batch
         rows = torch.from_numpy(chosen)
+        found.logits[rows] = _look(model, shared, mask, concept, found.masks[rows]).logits
         for turn in range(rounds + 1):
             here = rows[active]
-            reading, gradient = _look(
-                model, shared[active], mask[active], concept, found.masks[here], weights[here], turn < rounds
-            )
-            found.logits[here], found.vectors[here] = reading.logits, reading.vectors
-            found.reached[here] = reading.logits.argmax(-1) == wanted[here]
+            weights = lead(wanted[here], found.logits[here]) if turn < rounds else None
+            looked = _look(model, shared[active], mask[active], concept, found.masks[here], weights)
+            found.logits[here], found.vectors[here], gradient = looked
+            found.reached[here] = looked.logits.argmax(-1) == wanted[here]
             open_ = ~found.reached[here]
             active, here = active[open_], here[open_]
             if gradient is None or not len(active):
@@ -189,20 +199,27 @@ def edit_at_budgets(
     return found
 
 
+class _Looked(NamedTuple):
+    """What a branch says of M texts, and [M, units] how its weighted logits change with every unit's gate."""
+
+    logits: Tensor
+    vectors: Tensor
+    gradient: Tensor | None
+
+
 def _look(
-    model: SparseCBM, shared: Tensor, mask: Tensor, concept: int, masks: Tensor, weights: Tensor, slope: bool
-) -> tuple[ConceptReading, Tensor | None]:
-    """What a branch says under masks [M, units], and the gradient of the weighted logits by every unit's gate."""
-    units = masks.float().requires_grad_(slope)
+    model: SparseCBM, shared: Tensor, mask: Tensor, concept: int, masks: Tensor, weights: Tensor | None = None
+) -> _Looked:
+    """Runs a branch under masks [M, units]; with weights [M, values] of the logits, looks for the gradient too."""
+    units = masks.float().requires_grad_(weights is not None)
     gates = split_units(units, model.branch_layers, model.backbone.config.heads)
-    with torch.set_grad_enabled(slope):
+    with torch.set_grad_enabled(weights is not None):
         reading = read_branch(model, shared, mask, concept, gates, linear=True)
-        if not slope:
-            return reading, None
-        present = weights != 0
-        objective = torch.where(present, reading.logits * weights, 0.0).sum()
+        if weights is None:
+            return _Looked(*reading, None)
+        objective = torch.where(weights != 0, reading.logits * weights, 0.0).sum()
         (gradient,) = torch.autograd.grad(objective, units)
-    return ConceptReading(reading.logits.detach(), reading.vectors.detach()), gradient
+    return _Looked(reading.logits.detach(), reading.vectors.detach(), gradient)
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ values' log-probabilities, and a correction puts a certain value's in their plac
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -31,7 +32,7 @@ from sparsecbm.errors import TrainingError
 from sparsecbm.masks import UnitMasks, WeightMasks, pack_bits, unpack_bits
 from sparsecbm.recipe import BottleneckKind
 
-LEAST_PROBABILITY = 1e-3  # of a value, where the label reads log-probabilities; a correction rules out no further
+RULED_OUT = 1e-3  # probability that a correction leaves to other values, where the label reads log-probabilities
 
 
 class Bottleneck(NamedTuple):
@@ -236,7 +237,7 @@ class SparseCBM(nn.Module):
         pooled = F.dropout(pooled, self.dropout, self.training)
         logits = torch.einsum("bkd,kvd->bkv", pooled, self.logit_weight) + self.logit_bias + self.absent_values
         if self.bottleneck == "logits":
-            certain = torch.eye(self.width, device=logits.device).clamp(min=LEAST_PROBABILITY).log()
+            certain = torch.eye(self.width, device=logits.device).clamp(min=RULED_OUT).log()
             return Bottleneck(logits, certain.expand(*logits.shape, -1))
         strengths = torch.einsum("bkd,kwd->bkw", pooled, self.strength_weight)
         if self.training and self.strength_dropout:
@@ -279,7 +280,7 @@ class SparseCBM(nn.Module):
             [batch, concepts, width].
         """
         if self.bottleneck == "logits":
-            return mixture.clamp(min=LEAST_PROBABILITY).log()
+            return torch.where(mixture > 0, mixture.clamp(min=1e-30).log(), math.log(RULED_OUT))
         return torch.einsum("bkv,bkvw->bkw", mixture, vectors)
 
     def label_logits(self, mixture: Tensor, vectors: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from serving.engine import Engine, EngineSettings, Intervention, _contrast
+from serving.engine import Engine, EngineSettings, Intervention, _contrast, _lead
 from serving.masks import edit_units as served_edit
 from sparsecbm import checkpoint as checkpoints
 from sparsecbm import data as datasets
@@ -21,6 +21,7 @@ from sparsecbm.intervention import (
     edit_masks,
     edit_units,
     join_units,
+    lead,
     untouched_difference,
 )
 from sparsecbm.model import SparseCBM
@@ -72,6 +73,15 @@ def test_the_contrast_is_the_servers() -> None:
     values = np.array([2, 0])
     found = contrast(torch.from_numpy(values), torch.from_numpy(present))
     np.testing.assert_allclose(found.numpy(), _contrast(values, present), atol=1e-7)
+
+
+def test_the_lead_is_over_the_strongest_rival_and_the_servers() -> None:
+    logits = np.array([[5.0, 1.0, 3.0], [2.0, 1.0, -np.inf], [0.0, 1.0, 3.0]])
+    values = np.array([0, 1, 2])
+    wanted = [[1, 0, -1], [-1, 1, 0], [0, -1, 1]]
+    assert lead(torch.from_numpy(values), torch.from_numpy(logits)).tolist() == wanted
+    assert _lead(values, logits).tolist() == wanted
+    assert _lead(np.array([-1, 1, 2]), logits).tolist() == [[0, 0, 0], *wanted[1:]]
 
 
 def test_some_texts_reach_their_value(edited: Edited, targets: np.ndarray) -> None:

@@ -67,7 +67,7 @@ class Recipe(BaseModel):
         "with --trunk 0; saves no time).",
     )
     density: float = Field(
-        default=0.32, gt=0, le=1, description="Share of branch units, or weights, that every concept's mask keeps."
+        default=0.3, gt=0, le=1, description="Share of branch units, or weights, that every concept's mask keeps."
     )
     trunk_density: float = Field(
         default=1.0, gt=0, le=1, description="Share of trunk units that the one mask of the shared layers keeps."

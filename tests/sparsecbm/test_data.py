@@ -445,3 +445,23 @@ def test_cebabs_label_votes_are_read(tmp_path: Path) -> None:
     row: dict[str, Any] = published("4") | {"review_label_distribution": {"4": 3, "5": 1}}
     loaded = data.load(write_cebab(tmp_path, [row]), "dev")
     assert loaded.label_votes.tolist() == [[0, 0, 0, 0.75, 0.25]]
+
+
+@pytest.mark.parametrize(
+    ("name", "texts", "concepts", "labels"),
+    [("cebab-10", 1463, 10, 5), ("imdb-c", 2000, 8, 2)],
+    ids=["cebab-10", "imdb"],
+)
+def test_the_papers_data_sets_are_described(tmp_path: Path, name: str, texts: int, concepts: int, labels: int) -> None:
+    root = Path(__file__).parents[2]
+    description = root / "docs/data" / f"{name}.yaml"
+    assert len(data.read_spec(description).concepts) == concepts
+    folder = Path(os.environ.get("SPARSECBM_DATA") or root / "../shared/data") / name
+    if not folder.is_dir():
+        pytest.skip(f"no {name}: neither SPARSECBM_DATA nor ../shared/data has {name}/*.csv.gz")
+    (tmp_path / description.name).write_bytes(description.read_bytes())
+    for split in ("train", "dev"):
+        (tmp_path / f"{split}.csv.gz").symlink_to((folder / f"{split}.csv.gz").resolve())
+    found = data.load(str(tmp_path / description.name), "train")
+    assert (len(found), len(found.schema.labels)) == (texts, labels)
+    assert data.check_varied(found, "train") == []

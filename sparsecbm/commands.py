@@ -97,6 +97,7 @@ def train(
     class_weights: Annotated[str | None, _option("class_weights")] = None,
     vote_weight: Annotated[float | None, _option("vote_weight")] = None,
     average: Annotated[float | None, _option("average")] = None,
+    temperature: Annotated[bool | None, _option("temperature")] = None,
     precision: Annotated[str | None, _option("precision")] = None,
     seed: Annotated[int | None, _option("seed")] = None,
     resume: Annotated[
@@ -232,7 +233,8 @@ def train(
             reach=model.reach,
             max_tokens=max_tokens,
             training=settings.model_dump()
-            | {"split": train_split, "texts": len(training), "seconds": seconds, "history": trained.history},
+            | {"split": train_split, "texts": len(training), "seconds": seconds, "history": trained.history}
+            | {"temperatures": trained.temperatures},
             evaluation={dev_split: figures},
         ),
         model,

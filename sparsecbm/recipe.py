@@ -104,6 +104,9 @@ class Recipe(BaseModel):
     average: float = Field(
         default=0.98, ge=0, lt=1, description="Decay per step of the running mean of weights that is kept; 0: none."
     )
+    temperature: bool = Field(
+        default=True, description="Whether temperatures, fitted on the validation split, calibrate the probabilities."
+    )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto", description="'auto' is bf16 where the processor multiplies it natively, else fp32."
     )

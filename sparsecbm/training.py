@@ -28,6 +28,7 @@ from sparsecbm.pruning import Pruner
 from sparsecbm.reach import fit_reach
 from sparsecbm.recipe import Recipe
 from sparsecbm.schedules import Schedule
+from sparsecbm.temperature import fit_temperatures
 from sparsecbm.tokens import batches, pad
 
 CPU = torch.device("cpu")
@@ -59,11 +60,19 @@ class Progress:
 
 
 class Trained(NamedTuple):
-    """What a run gives beside the model: the best epoch's figures, a row per epoch, and the seconds that it took."""
+    """What a run gives beside the model.
+
+    Attributes:
+        figures: of the model as it is left: the best epoch's weights, and what was fitted after them.
+        history: a row per epoch.
+        seconds: that the run took.
+        temperatures: by concept, and ``label``'s, that were folded into the weights; see ``temperature``.
+    """
 
     figures: dict[str, Any]
     history: list[dict[str, Any]]
     seconds: float
+    temperatures: dict[str, float]
 
 
 def seed_everything(seed: int) -> None:
@@ -413,17 +422,20 @@ def train(
         assert run.best is not None
         model.load_state_dict(run.best_weights)
         figures = run.best
-        if recipe.mode == "joint" and recipe.bottleneck == "vectors" and recipe.concept_weight:
-            fit_reach(model, validation, validation_ids)
-            if model.reach < 1:  # what corrections do has changed
-                figures = evaluate(model, validation, validation_ids)
         if recipe.mode == "sequential":
             fit_head(model, ids, run.targets, run.weights, recipe)
+        corrections_move = recipe.bottleneck == "vectors" and bool(recipe.concept_weight)
+        temperatures: dict[str, float] = {}
+        if recipe.temperature:
+            temperatures = fit_temperatures(model, validation, validation_ids, corrections_move)
+        if recipe.mode == "joint" and corrections_move:
+            fit_reach(model, validation, validation_ids)
+        if recipe.mode == "sequential" or temperatures or model.reach < 1:  # what was fitted since is in no epoch's
             figures = evaluate(model, validation, validation_ids)
     model.strength_weight.requires_grad_(True)
     move(model, CPU)
     model.eval()
-    return Trained(figures, run.history, before + time.monotonic() - started)
+    return Trained(figures, run.history, before + time.monotonic() - started, temperatures)
 
 
 def _copy(weights: dict[str, Tensor]) -> dict[str, Tensor]:

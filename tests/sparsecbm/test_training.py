@@ -27,6 +27,7 @@ SHORT = Recipe(
     density=0.5,
     prune_start=0,
     prune_end=1,
+    temperature=False,
     precision="fp32",
 )
 
@@ -60,6 +61,16 @@ def test_it_learns_what_the_tokens_say(make_model: MakeModel, texts: Any) -> Non
 def test_the_figures_are_those_of_the_model_that_it_leaves(model: SparseCBM, texts: Any) -> None:
     figures = run(model, texts)
     assert evaluate(model, texts.data, texts.ids) == figures
+
+
+def test_it_ends_calibrated(make_model: MakeModel, texts: Any) -> None:
+    model, without = make_model(), make_model()
+    result = train(model, texts.data, texts.ids, texts.data, texts.ids, varied(temperature=True))
+    assert list(result.temperatures) == ["food", "noise", "label"]
+    assert evaluate(model, texts.data, texts.ids) == result.figures
+    assert train(without, texts.data, texts.ids, texts.data, texts.ids, SHORT).temperatures == {}
+    torch.testing.assert_close(model.logit_weight[1] * result.temperatures["noise"], without.logit_weight[1])
+    torch.testing.assert_close(model.head_weight * result.temperatures["label"], without.head_weight)
 
 
 def test_the_same_seed_gives_the_same_model(make_model: MakeModel, texts: Any) -> None:

@@ -68,6 +68,8 @@ def fit_reach(model: SparseCBM, data: Dataset, ids: Sequence[np.ndarray]) -> flo
     Returns:
         The reach, one of ``REACHES``.
     """
-    truth, labels = torch.from_numpy(data.concepts), torch.from_numpy(data.labels)
-    model.reach = best_reach(model, run(model, ids), truth, labels)
+    device, found = model.head_bias.device, run(model, ids)
+    output = Outputs(found.logits.to(device), found.vectors.to(device))
+    truth, labels = torch.from_numpy(data.concepts).to(device), torch.from_numpy(data.labels).to(device)
+    model.reach = best_reach(model, output, truth, labels)
     return model.reach

@@ -41,8 +41,9 @@ def fit_temperatures(
             logits[:, at].div_(found[concept.name])
             model.logit_weight[at].div_(found[concept.name])
             model.logit_bias[at].div_(found[concept.name])
-    label = model.label_logits(logits.softmax(-1), output.vectors)
-    found["label"] = fit_temperature(label.numpy(), data.labels)
+    device = model.head_bias.device
+    label = model.label_logits(logits.softmax(-1).to(device), output.vectors.to(device))
+    found["label"] = fit_temperature(label.cpu().numpy(), data.labels)
     model.head_weight.div_(found["label"])
     model.head_bias.div_(found["label"])
     return found

@@ -209,24 +209,39 @@ def calibration(subject: Subject) -> dict[str, Any]:
     return {"label": one(subject.label_logits, data.labels), "concepts": concepts}
 
 
-def corrections(subject: Subject) -> dict[str, Any]:
-    """Label accuracy by how many concepts are set to their true value, in random order and in that of ``ask_next``."""
+def correction_curves(subject: Subject, output: Outputs) -> dict[str, dict[str, np.ndarray]]:
+    """Whether the label is right, by how many concepts are set to their true value.
+
+    Args:
+        subject: whose model and texts.
+        output: of the model on the texts; the subject's own, or one with another reach of corrections.
+
+    Returns:
+        By which concepts are set (``mistaken``, ``all``) and in which order (``random``, the mean of several orders,
+        and ``ask_next``), [concepts + 1, N]; all orders begin and end alike.
+    """
     generator = torch.Generator().manual_seed(subject.seed)
     labels = torch.from_numpy(subject.data.labels)
     random = [torch.rand(subject.truth.shape, generator=generator) for _ in range(ORDERS)]
-    found: dict[str, Any] = {}
+    found: dict[str, dict[str, np.ndarray]] = {}
     for name, eligible in (("mistaken", subject.mistaken), ("all", torch.ones_like(subject.mistaken))):
-        curves = {}
+        found[name] = {}
         for order, priorities in (("random", random), ("ask_next", [None])):
             runs = [
-                correct_one_by_one(subject.model, subject.output, subject.truth, eligible, priority) == labels
+                correct_one_by_one(subject.model, output, subject.truth, eligible, priority) == labels
                 for priority in priorities
             ]
-            right = torch.stack(runs).double().mean(0).numpy()  # [concepts + 1, N]
-            curves[order] = [estimate(step, subject.drawn) for step in right]
-        ends = runs[-1].numpy()[[0, -1]]
+            found[name][order] = torch.stack(runs).double().mean(0).numpy()
+    return found
+
+
+def corrections(subject: Subject) -> dict[str, Any]:
+    """Label accuracy by how many concepts are set to their true value, in random order and in that of ``ask_next``."""
+    found: dict[str, Any] = {}
+    for name, curves in correction_curves(subject, subject.output).items():
+        ends = curves["ask_next"][[0, -1]] > 0
         found[name] = {
-            "curves": curves,
+            "curves": {order: [estimate(step, subject.drawn) for step in right] for order, right in curves.items()},
             "none_to_all": {
                 "difference": difference(ends[0], ends[1], subject.drawn),
                 "mcnemar": mcnemar(ends[0], ends[1]),

@@ -380,9 +380,7 @@ def _print_comparison(found: dict[str, Any], title: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    def points(change: dict[str, Any] | None) -> str:
-        if change is None:
-            return ""
+    def points(change: dict[str, Any]) -> str:
         low, high = (100 * end for end in change["interval"])
         return f"{100 * change['value']:+.1f} [{low:.1f}, {high:.1f}] p {change['p']:.3f}"
 

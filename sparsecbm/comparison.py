@@ -13,14 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from sparsecbm.assessment import Subject
-from sparsecbm.corrections import correct_one_by_one
+from sparsecbm.assessment import Subject, correction_curves
 from sparsecbm.evaluation import Outputs
 from sparsecbm.leakage import halves
 from sparsecbm.reach import best_reach, with_reach
 from sparsecbm.significance import difference, estimate
-
-ORDERS = 5  # random orders that a correction curve is the mean of
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,18 +62,7 @@ def answers(subject: Subject) -> Answers:
     label = subject.right.astype(np.float64)
     if not subject.checkpoint.config.training.get("concept_weight", 1):
         return Answers(None, label, {})
-    output, labels = cross_fitted(subject), torch.from_numpy(subject.data.labels)
-    generator = torch.Generator().manual_seed(subject.seed)
-    random = [torch.rand(subject.truth.shape, generator=generator) for _ in range(ORDERS)]
-    curves: dict[str, dict[str, np.ndarray]] = {}
-    for name, eligible in (("mistaken", subject.mistaken), ("all", torch.ones_like(subject.mistaken))):
-        curves[name] = {}
-        for order, priorities in (("random", random), ("ask_next", [None])):
-            runs = [
-                correct_one_by_one(subject.model, output, subject.truth, eligible, priority) == labels
-                for priority in priorities
-            ]
-            curves[name][order] = torch.stack(runs).double().mean(0).numpy()
+    curves = correction_curves(subject, cross_fitted(subject))
     return Answers((~subject.mistaken).double().mean(1).numpy(), label, curves)
 
 

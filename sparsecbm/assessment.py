@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -68,6 +68,11 @@ class Subject:
     @property
     def model(self) -> SparseCBM:
         return self.checkpoint.model
+
+    @property
+    def knows_concepts(self) -> bool:
+        """Whether concepts were learned, which a classifier's are not."""
+        return bool(self.checkpoint.config.training.get("concept_weight", 1))
 
     @cached_property
     def truth(self) -> Tensor:
@@ -209,8 +214,20 @@ def calibration(subject: Subject) -> dict[str, Any]:
     return {"label": one(subject.label_logits, data.labels), "concepts": concepts}
 
 
-def correction_curves(subject: Subject, output: Outputs) -> dict[str, dict[str, np.ndarray]]:
-    """Whether the label is right, by how many concepts are set to their true value.
+class Curve(NamedTuple):
+    """What is said of the label after 0, 1, … K of a text's concepts are set to their true value.
+
+    Attributes:
+        right: [concepts + 1, N], whether the most probable label is the true one.
+        log_loss: [concepts + 1, N], of the true label, in nats.
+    """
+
+    right: np.ndarray
+    log_loss: np.ndarray
+
+
+def correction_curves(subject: Subject, output: Outputs) -> dict[str, dict[str, Curve]]:
+    """How well the label is told, by how many concepts are set to their true value.
 
     Args:
         subject: whose model and texts.
@@ -218,20 +235,25 @@ def correction_curves(subject: Subject, output: Outputs) -> dict[str, dict[str, 
 
     Returns:
         By which concepts are set (``mistaken``, ``all``) and in which order (``random``, the mean of several orders,
-        and ``ask_next``), [concepts + 1, N]; all orders begin and end alike.
+        and ``ask_next``); all orders begin and end alike.
     """
     generator = torch.Generator().manual_seed(subject.seed)
     labels = torch.from_numpy(subject.data.labels)
     random = [torch.rand(subject.truth.shape, generator=generator) for _ in range(ORDERS)]
-    found: dict[str, dict[str, np.ndarray]] = {}
+    found: dict[str, dict[str, Curve]] = {}
     for name, eligible in (("mistaken", subject.mistaken), ("all", torch.ones_like(subject.mistaken))):
         found[name] = {}
         for order, priorities in (("random", random), ("ask_next", [None])):
-            runs = [
-                correct_one_by_one(subject.model, output, subject.truth, eligible, priority) == labels
-                for priority in priorities
-            ]
-            found[name][order] = torch.stack(runs).double().mean(0).numpy()
+            steps = torch.stack(
+                [
+                    correct_one_by_one(subject.model, output, subject.truth, eligible, priority)
+                    for priority in priorities
+                ]
+            )
+            truth = labels.expand(steps.shape[:-1])[..., None]
+            right = (steps.argmax(-1) == labels).double().mean(0)
+            log_loss = -steps.double().log_softmax(-1).gather(-1, truth)[..., 0].mean(0)
+            found[name][order] = Curve(right.numpy(), log_loss.numpy())
     return found
 
 
@@ -239,11 +261,14 @@ def corrections(subject: Subject) -> dict[str, Any]:
     """Label accuracy by how many concepts are set to their true value, in random order and in that of ``ask_next``."""
     found: dict[str, Any] = {}
     for name, curves in correction_curves(subject, subject.output).items():
-        ends = curves["ask_next"][[0, -1]] > 0
+        ends, losses = curves["ask_next"].right[[0, -1]] > 0, curves["ask_next"].log_loss[[0, -1]]
         found[name] = {
-            "curves": {order: [estimate(step, subject.drawn) for step in right] for order, right in curves.items()},
+            "curves": {
+                order: [estimate(step, subject.drawn) for step in curve.right] for order, curve in curves.items()
+            },
             "none_to_all": {
                 "difference": difference(ends[0], ends[1], subject.drawn),
+                "log_loss": difference(losses[0], losses[1], subject.drawn),
                 "mcnemar": mcnemar(ends[0], ends[1]),
             },
         }
@@ -441,20 +466,24 @@ def masks(subject: Subject) -> dict[str, Any]:
 
 def summary(name: str, subject: Subject, against: Subject) -> dict[str, Any]:
     """One row of a comparison: density, accuracies with intervals, and their paired difference from another model's."""
-    concepts, others = ~subject.mistaken.numpy(), ~against.mistaken.numpy()
     figures = judge(subject.model, subject.data, subject.output)
-    return {
+    row = {
         "name": name,
         "backbone": subject.checkpoint.config.backbone.name,
         "density": subject.model.density(),
         "sparsity": 1 - subject.model.density(),
         "label": estimate(subject.right, subject.drawn),
         "label_macro_f1": figures["label"]["macro_f1"],
-        "concept": estimate(concepts.mean(1), subject.drawn),
-        "concept_macro_f1": figures["concept"]["macro_f1"],
         "label_difference": difference(against.right, subject.right, subject.drawn),
-        "concept_difference": difference(others.mean(1), concepts.mean(1), subject.drawn),
         "label_mcnemar": mcnemar(against.right, subject.right),
+    }
+    if not subject.knows_concepts:
+        return row
+    concepts, others = ((~one.mistaken).double().mean(1).numpy() for one in (subject, against))
+    return row | {
+        "concept": estimate(concepts, subject.drawn),
+        "concept_macro_f1": figures["concept"]["macro_f1"],
+        "concept_difference": difference(others, concepts, subject.drawn),
     }
 
 

@@ -381,38 +381,41 @@ def _print_comparison(found: dict[str, Any], title: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    def points(change: dict[str, Any]) -> str:
-        low, high = (100 * end for end in change["interval"])
-        return f"{100 * change['value']:+.1f} [{low:.1f}, {high:.1f}] p {change['p']:.3f}"
+    def change(found: dict[str, Any], scale: float = 100, digits: int = 1) -> str:
+        low, high = (scale * end for end in found["interval"])
+        return f"{scale * found['value']:+.{digits}f} [{low:.{digits}f}, {high:.{digits}f}] p {found['p']:.3f}"
 
     console = Console()
     table = Table(title=title)
-    for column in ("", "runs", "density", "concept", "label", "label, to the first", "corrected mistakes"):
+    for column in ("", "runs", "density", "concept", "concept, to the first", "label", "label, to the first"):
         table.add_column(column, justify="left" if not column else "right")
     for name, row in found.items():
+        first = row is next(iter(found.values()))
         table.add_row(
             name,
             str(row["runs"]),
             f"{row['density']:.3f}",
             f"{row['concept']['value']:.3f}" if "concept" in row else "",
+            change(row["concept_difference"]) if "concept_difference" in row and not first else "",
             f"{row['label']['value']:.3f}",
-            points(row["label_difference"]) if row is not next(iter(found.values())) else "",
-            points(row["corrected_mistaken"]["gain"]) if "corrected_mistaken" in row else "",
+            change(row["label_difference"]) if not first else "",
         )
     console.print(table)
     for which in ("mistaken", "all"):
         rows = {name: row[f"corrected_{which}"] for name, row in found.items() if f"corrected_{which}" in row}
         if not rows:
             continue
-        steps = len(next(iter(rows.values()))["curves"]["random"])
-        table = Table(title=f"label after so many corrections of {which} concepts")
-        for column in ("", "order", *map(str, range(steps)), "ask_next over random"):
-            table.add_column(column, justify="left" if column in ("", "order") else "right")
-        for name, row in rows.items():
-            for order, curve in row["curves"].items():
-                last = points(row["ask_next_over_random"]) if order == "ask_next" else ""
-                table.add_row(name, order, *(f"{step['value']:.3f}" for step in curve), last)
-        console.print(table)
+        losses = {name: row["log_loss"] for name, row in rows.items()}
+        for figure, parts, scale, digits in (("accuracy", rows, 100, 1), ("log loss", losses, 1, 4)):
+            steps = len(next(iter(parts.values()))["curves"]["random"])
+            table = Table(title=f"label's {figure} after so many corrections of {which} concepts")
+            for column in ("", "order", *map(str, range(steps)), "all over none", "ask_next over random"):
+                table.add_column(column, justify="left" if column in ("", "order") else "right")
+            for name, part in parts.items():
+                moved = [change(part["gain"], scale, digits), change(part["ask_next_over_random"], scale, digits)]
+                for (order, curve), last in zip(part["curves"].items(), ((moved[0], ""), ("", moved[1])), strict=True):
+                    table.add_row(name, order, *(f"{step['value']:.4f}" for step in curve), *last)
+            console.print(table)
 
 
 def _check_same_task(config: CheckpointConfig, folder: Path, data: Dataset, source: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sparsecbm.assessment import Subject, correction_curves
+from sparsecbm.assessment import Curve, Subject, correction_curves
 from sparsecbm.evaluation import Outputs
 from sparsecbm.leakage import halves
 from sparsecbm.reach import best_reach, with_reach
@@ -27,13 +27,12 @@ class Answers:
     Attributes:
         concept: [N], share of the concepts, or None where it learned none.
         label: [N].
-        curves: by which concepts are set and in which order, [concepts + 1, N], after so many are set to their true
-            values; none where it learned none.
+        curves: by which concepts are set and in which order; none where it learned none.
     """
 
     concept: np.ndarray | None
     label: np.ndarray
-    curves: dict[str, dict[str, np.ndarray]]
+    curves: dict[str, dict[str, Curve]]
 
 
 def cross_fitted(subject: Subject) -> Outputs:
@@ -60,7 +59,7 @@ def cross_fitted(subject: Subject) -> Outputs:
 def answers(subject: Subject) -> Answers:
     """What a run gets right, as it is and after one correction after another."""
     label = subject.right.astype(np.float64)
-    if not subject.checkpoint.config.training.get("concept_weight", 1):
+    if not subject.knows_concepts:
         return Answers(None, label, {})
     curves = correction_curves(subject, cross_fitted(subject))
     return Answers((~subject.mistaken).double().mean(1).numpy(), label, curves)
@@ -80,8 +79,18 @@ def _change(before: Sequence[np.ndarray], after: Sequence[np.ndarray], drawn: np
 
 
 def _between(curves: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Means of [concepts + 1, N] curves between their ends, where all orders meet: what order matters for."""
+    """Means of [concepts + 1, N] figures between their ends, where all orders meet: what order matters for."""
     return [curve[1:-1].mean(0) if len(curve) > 2 else curve[-1] for curve in curves]
+
+
+def _corrections(curves: Mapping[str, Sequence[np.ndarray]], drawn: np.ndarray) -> dict[str, Any]:
+    """What corrections do to a figure, of each run's [concepts + 1, N] by order, and what the order does."""
+    random, asked = curves["random"], curves["ask_next"]
+    return {
+        "curves": {order: [estimate(step, drawn) for step in np.mean(runs, 0)] for order, runs in curves.items()},
+        "gain": _change([curve[0] for curve in random], [curve[-1] for curve in random], drawn),
+        "ask_next_over_random": _change(_between(random), _between(asked), drawn),
+    }
 
 
 def _row(mine: Sequence[Answers], first: Sequence[Answers], drawn: np.ndarray) -> dict[str, Any]:
@@ -97,16 +106,13 @@ def _row(mine: Sequence[Answers], first: Sequence[Answers], drawn: np.ndarray) -
     row["concept"] = _figure(concepts, drawn)
     if len(others) == len(first):
         row["concept_difference"] = _change(others, concepts, drawn)
-    for name in mine[0].curves:
-        random, asked = ([one.curves[name][order] for one in mine] for order in ("random", "ask_next"))
-        row[f"corrected_{name}"] = {
-            "curves": {
-                order: [estimate(step, drawn) for step in np.mean(curves, 0)]
-                for order, curves in (("random", random), ("ask_next", asked))
-            },
-            "gain": _change([curve[0] for curve in random], [curve[-1] for curve in random], drawn),
-            "ask_next_over_random": _change(_between(random), _between(asked), drawn),
-        }
+    for name, orders in mine[0].curves.items():
+        curves = {order: [one.curves[name][order] for one in mine] for order in orders}
+        accuracy, log_loss = (
+            _corrections({order: [getattr(one, figure) for one in runs] for order, runs in curves.items()}, drawn)
+            for figure in Curve._fields
+        )
+        row[f"corrected_{name}"] = accuracy | {"log_loss": log_loss}
     return row
 
 
@@ -122,9 +128,9 @@ def compare(
     Returns:
         JSON values: by kind, ``runs``, ``density`` (mean), ``label``, ``concept`` with ``value``, ``interval``
         and the single ``runs``; their ``label_difference`` and ``concept_difference`` from the first kind with
-        ``p``; and ``corrected_mistaken`` and ``corrected_all``: ``curves`` by order, the ``gain`` from no
-        correction to all, and ``ask_next_over_random``, the mean gap between the ends of the two curves. What a kind
-        didn't learn is left out.
+        ``p``; and ``corrected_mistaken`` and ``corrected_all``: label accuracy's ``curves`` by order, the ``gain``
+        from no correction to all, and ``ask_next_over_random``, the mean gap between the ends of the two curves; the
+        same of the label's ``log_loss``, where a gain is less than 0. What a kind didn't learn is left out.
     """
     read: dict[str, list[Answers]] = {}
     densities: dict[str, float] = {}

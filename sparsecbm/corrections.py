@@ -46,17 +46,17 @@ def correct_one_by_one(
             every answer, as someone does who always answers the first question of ``ask_next``.
 
     Returns:
-        [concepts + 1, N] int64, index of the most probable label.
+        [concepts + 1, N, labels], the label's logits.
     """
     probabilities = output.logits.softmax(-1)
     values = torch.full_like(truth, -1)
-    labels = []
+    steps = []
     for _ in range(truth.shape[1] + 1):
         mixture = corrected(probabilities, values)
-        labels.append(model.label_logits(mixture, output.vectors).argmax(-1))
+        steps.append(model.label_logits(mixture, output.vectors))
         rank = expected_gains(model, mixture, output.vectors) if priority is None else priority
         open_ = eligible & (values < 0)
         chosen = rank.masked_fill(~open_, -torch.inf).argmax(1, keepdim=True)
         value = torch.where(open_.gather(1, chosen), truth.gather(1, chosen), values.gather(1, chosen))
         values = values.scatter(1, chosen, value)
-    return torch.stack(labels)
+    return torch.stack(steps)

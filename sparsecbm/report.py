@@ -92,6 +92,10 @@ def _points(value: float) -> str:
     return f"{100 * value:+.1f}".replace("-", "−")
 
 
+def _signed(value: float) -> str:
+    return f"{value:+.4f}".replace("-", "−")
+
+
 def _moved(found: dict[str, Any]) -> str:
     """A paired difference in words."""
     low, high = found["interval"]
@@ -209,7 +213,14 @@ def _corrections(report: dict[str, Any]) -> str:
         test = report["corrections"][kind]["none_to_all"]
         counts = test["mcnemar"]
         rows.append(
-            [title, *_difference(test["difference"]), f"{counts['gained']} / {counts['lost']}", f"{counts['p']:.3f}"]
+            [
+                title,
+                *_difference(test["difference"]),
+                f"{counts['gained']} / {counts['lost']}",
+                f"{counts['p']:.3f}",
+                _with_interval(test["log_loss"], _signed),
+                f"{test['log_loss']['p']:.3f}",
+            ]
         )
     return _section(
         "Corrections of concepts",
@@ -218,7 +229,18 @@ def _corrections(report: dict[str, Any]) -> str:
         "Label accuracy once concepts are set to their true value and the label head runs again. ask_next asks for the "
         "concept whose answer is expected to move the label's distribution furthest, and looks again after each.",
         f'<div class="grid">{"".join(pictures)}</div>',
-        _table(("set", "label accuracy, points", "p, bootstrap", "texts gained / lost", "p, McNemar"), rows),
+        _table(
+            [
+                "set",
+                "label accuracy, points",
+                "p, bootstrap",
+                "texts gained / lost",
+                "p, McNemar",
+                "label's log loss, nats",
+                "p, bootstrap",
+            ],
+            rows,
+        ),
     )
 
 
@@ -442,12 +464,13 @@ def _comparison(report: dict[str, Any]) -> str:
     rows = sorted(report["comparison"], key=lambda row: row["sparsity"])
     if not rows:
         return ""
-    sparse = [row for row in rows if row["density"] < 1]
     ticks = [(at / 4, f"{25 * at} %") for at in range(5)]
     pictures = []
     for key, title in (("label", "Label accuracy"), ("concept", "Concept accuracy")):
+        told = [row for row in rows if key in row]  # a classifier knows no concepts
+        sparse = [row for row in told if row["density"] < 1]
         lines = [
-            Line(f"dense: {row['name']}", [(0, row[key]["value"])], level=True) for row in rows if row not in sparse
+            Line(f"dense: {row['name']}", [(0, row[key]["value"])], level=True) for row in told if row not in sparse
         ]
         points = [Line(row["name"], [(row["sparsity"], row[key]["value"])], [row[key]["interval"]]) for row in sparse]
         if len({round(row["sparsity"], 3) for row in sparse}) == len(sparse) > 1:  # a sweep
@@ -469,10 +492,14 @@ def _comparison(report: dict[str, Any]) -> str:
                 [
                     escape(row["name"]),
                     percent(row["sparsity"]),
-                    _with_interval(row["label"]),
-                    _with_interval(row["concept"]),
-                    *(_difference(row["label_difference"]) if row is not report["comparison"][0] else "––"),
-                    *(_difference(row["concept_difference"]) if row is not report["comparison"][0] else "––"),
+                    *(_with_interval(row[key]) if key in row else "–" for key in ("label", "concept")),
+                    *(
+                        cell
+                        for key in ("label_difference", "concept_difference")
+                        for cell in (
+                            _difference(row[key]) if key in row and row is not report["comparison"][0] else "––"
+                        )
+                    ),
                 ]
                 for row in rows
             ),

@@ -73,6 +73,7 @@ def hide(mask: np.ndarray, most: float, generator: np.random.Generator) -> np.nd
     Args:
         mask: [batch, length], 1 at tokens.
         most: in [0, 1].
+        generator: draws.
     """
     shares = generator.uniform(0, most, (len(mask), 1))
     hidden = generator.random(mask.shape) < shares

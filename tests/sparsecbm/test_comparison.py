@@ -65,6 +65,18 @@ def test_curves_begin_with_the_label_and_end_alike(found: dict[str, Any]) -> Non
         assert part["ask_next_over_random"]["value"] == pytest.approx(gap)
 
 
+def test_log_loss_is_that_of_the_true_label(subject: Subject, found: dict[str, Any]) -> None:
+    fitted = cross_fitted(subject)
+    labels = torch.from_numpy(subject.data.labels)
+    for which, eligible in (("mistaken", subject.mistaken), ("all", torch.ones_like(subject.mistaken))):
+        values = torch.where(eligible, subject.truth, -1)
+        part = found["ours"][f"corrected_{which}"]["log_loss"]
+        for step, mixture in ((0, subject.probabilities), (-1, corrected(subject.probabilities, values))):
+            wanted = torch.nn.functional.cross_entropy(subject.model.label_logits(mixture, fitted.vectors), labels)
+            assert part["curves"]["random"][step]["value"] == pytest.approx(wanted.item(), abs=1e-5)
+            assert part["curves"]["ask_next"][step]["value"] == pytest.approx(wanted.item(), abs=1e-5)
+
+
 def test_each_half_has_the_reach_that_is_best_on_the_other(subject: Subject) -> None:
     fitted, model = cross_fitted(subject), subject.model
     first = torch.from_numpy(halves(subject.groups, subject.seed))
@@ -115,7 +127,7 @@ def test_the_command_prints_what_it_found(checkpoint: Path, reviews: Path, subje
     assert printed["label"]["value"] == pytest.approx(float(subject.right.mean()), abs=0.02)
     tables = sparsecbm("compare", f"ours={checkpoint}", f"others={checkpoint}", "--data", str(reviews))
     assert tables.returncode == 0, tables.stderr
-    assert "label after so many corrections of mistaken concepts" in tables.stdout
+    assert "label's accuracy after so many corrections of mistaken concepts" in tables.stdout
     assert "ask_next over random" in tables.stdout
 
 

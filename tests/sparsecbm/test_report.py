@@ -201,3 +201,11 @@ def test_a_sweep_is_one_line_and_dense_checkpoints_are_levels(reported: Reported
     text = page(found)
     assert text.count("sparse</span>") == 2 and text.count("dense: d</span>") == 2
     assert text.count('class="line level') >= 2
+
+
+def test_a_classifier_has_a_level_for_the_label_alone(reported: Reported) -> None:
+    found = copy.deepcopy(reported.found)
+    found["comparison"][1] |= {"name": "classifier", "sparsity": 0.0, "density": 1.0}
+    for key in ("concept", "concept_difference"):
+        del found["comparison"][1][key]
+    assert page(found).count("dense: classifier</span>") == 1

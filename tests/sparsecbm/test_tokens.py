@@ -93,5 +93,5 @@ def test_hidden_tokens_are_at_most_the_share_and_never_the_first() -> None:
     assert set(np.unique(hidden)) == {0, 1}
     assert not hidden[:, 0].any() and not hidden[:, 40:].any()
     shares = hidden[:, 1:40].mean(1)
-    assert abs(shares.mean() - 0.25) < 0.02 and shares.std() > 0.1  # each text has a share of its own
+    assert abs(shares.mean() - 0.25) < 0.04 and shares.std() > 0.1  # each text has a share of its own
     assert np.array_equal(hide(mask, 0.0, np.random.default_rng(0)), mask)

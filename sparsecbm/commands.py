@@ -70,7 +70,6 @@ def train(
     max_tokens: Annotated[int | None, _option("max_tokens")] = None,
     dropout: Annotated[float | None, _option("dropout")] = None,
     strength_dropout: Annotated[float | None, _option("strength_dropout")] = None,
-    token_dropout: Annotated[float | None, _option("token_dropout")] = None,
     mode: Annotated[str | None, _option("mode")] = None,
     epochs: Annotated[int | None, _option("epochs")] = None,
     patience: Annotated[int | None, _option("patience")] = None,

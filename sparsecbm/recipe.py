@@ -39,13 +39,6 @@ class Recipe(BaseModel):
     strength_dropout: float = Field(
         default=0.3, ge=0, lt=1, description="Chance that the label hears of a text the concepts' values alone."
     )
-    token_dropout: float = Field(
-        default=0.0,
-        ge=0,
-        lt=1,
-        description="Highest share of a text's tokens that are hidden in training, so that concepts are misread there "
-        "too, and the label learns what a correction is worth.",
-    )
     mode: Mode = Field(
         default="joint",
         description="How the label head learns: with the concepts ('joint'), after them on their predictions "

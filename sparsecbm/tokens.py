@@ -65,22 +65,6 @@ def pad(ids: Sequence[np.ndarray], pad_id: int) -> tuple[np.ndarray, np.ndarray]
     return padded, mask
 
 
-def hide(mask: np.ndarray, most: float, generator: np.random.Generator) -> np.ndarray:
-    """Takes tokens out of a mask at random: of every text a share that is itself random, from 0 to ``most``.
-
-    The first token, a text's start, always stays, so that something does.
-
-    Args:
-        mask: [batch, length], 1 at tokens.
-        most: in [0, 1].
-        generator: draws.
-    """
-    shares = generator.uniform(0, most, (len(mask), 1))
-    hidden = generator.random(mask.shape) < shares
-    hidden[:, 0] = False
-    return np.where(hidden, 0, mask)
-
-
 def batches(lengths: np.ndarray, size: int, generator: np.random.Generator | None = None) -> Iterator[np.ndarray]:
     """Yields index arrays of at most ``size`` texts of similar length, so that little is padding.
 

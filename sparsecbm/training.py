@@ -29,7 +29,7 @@ from sparsecbm.reach import fit_reach
 from sparsecbm.recipe import Recipe
 from sparsecbm.schedules import Schedule
 from sparsecbm.temperature import fit_temperatures
-from sparsecbm.tokens import batches, hide, pad
+from sparsecbm.tokens import batches, pad
 
 CPU = torch.device("cpu")
 
@@ -245,8 +245,6 @@ class Run:
     def _pass(self, rows: np.ndarray, share: float, watched: bool) -> float:
         """Adds the gradients of a batch's part; gives that part of the batch's mean loss."""
         padded, mask = pad([self.ids[index] for index in rows], self.model.backbone.config.pad_id)
-        if self.recipe.token_dropout:
-            mask = hide(mask, self.recipe.token_dropout, self.generator)
         probe = self.pruning.pruner.probe(len(rows), share) if watched else None
         with autocast(self.recipe.precision, self.device):
             output = self.model(torch.from_numpy(padded).to(self.device), torch.from_numpy(mask).to(self.device), probe)

@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from sparsecbm.errors import CheckpointError
-from sparsecbm.tokens import batches, encode, hide, pad, tokenizer_from_text
+from sparsecbm.tokens import batches, encode, pad, tokenizer_from_text
 
 
 @pytest.fixture(scope="module")
@@ -84,14 +84,3 @@ def test_random_batches_differ_between_epochs_and_repeat_with_the_seed() -> None
     first, second = two_epochs()
     assert first != second
     assert two_epochs() == [first, second]
-
-
-def test_hidden_tokens_are_at_most_the_share_and_never_the_first() -> None:
-    mask = np.ones((200, 50), dtype=np.int64)
-    mask[:, 40:] = 0
-    hidden = mask - hide(mask, 0.5, np.random.default_rng(0))
-    assert set(np.unique(hidden)) == {0, 1}
-    assert not hidden[:, 0].any() and not hidden[:, 40:].any()
-    shares = hidden[:, 1:40].mean(1)
-    assert abs(shares.mean() - 0.25) < 0.04 and shares.std() > 0.1  # each text has a share of its own
-    assert np.array_equal(hide(mask, 0.0, np.random.default_rng(0)), mask)

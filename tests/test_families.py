@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import io
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,8 +15,8 @@ from serving.contract import Answer
 from serving.engine import Engine, EngineSettings, Intervention
 from sparsecbm import checkpoint as checkpoints
 from sparsecbm.backbone import FAMILIES
-from sparsecbm.cli import main
 from tests.conftest import CONCEPTS, FILLERS, SUBJECTS
+from tests.program import sparsecbm
 
 TEXT = "the pasta was tasty , the waiter was rude ."
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
@@ -91,17 +88,6 @@ def save_tiny(family: str, folder: Path) -> None:
     transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
 
 
-def sparsecbm(*arguments: str) -> None:
-    """Runs the program in this process, which must end well."""
-    out, err = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        patch.setattr(sys, "argv", ["sparsecbm", *arguments])
-        patch.setattr(sys, "excepthook", sys.excepthook)  # Typer replaces it
-        with pytest.raises(SystemExit) as exit:
-            main()
-    assert exit.value.code == 0, err.getvalue()
-
-
 class Served(NamedTuple):
     """A family's way to its end."""
 
@@ -120,15 +106,17 @@ def served(request: pytest.FixtureRequest, reviews: Path, tmp_path_factory: pyte
     family, folder = request.param, tmp_path_factory.mktemp("family")
     threads = torch.get_num_threads()
     save_tiny(family, folder / "backbone")
-    sparsecbm(
+    trained = sparsecbm(
         *("train", "--data", str(reviews), "--train-split", "train", "--backbone", str(folder / "backbone")),
         *("--out", str(folder / "checkpoint"), "--trunk", "1", "--width", "4", "--epochs", "4", "--density", "0.5"),
         *("--prune-start", "1", "--prune-end", "2", "--precision", "fp32", "--batch-size", "4", "--threads", "1"),
         *("--learning-rate", "2e-3", "--head-learning-rate", "1e-2", "--average", "0.9"),
     )
-    sparsecbm(
+    assert trained.code == 0, trained.err
+    exported = sparsecbm(
         *("export", str(folder / "checkpoint"), str(folder / "bundle"), "--data", str(reviews), "--split", "train"),
     )
+    assert exported.code == 0, exported.err
     torch.set_num_threads(threads)
     settings = EngineSettings(threads=1, edit_budget=0.3, edit_step=0.05)
     yield Served(family, folder / "checkpoint", Engine.load(folder / "bundle", settings))

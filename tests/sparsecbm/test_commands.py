@@ -2,39 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
-import sys
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
 from sparsecbm import checkpoint as checkpoints
-from sparsecbm.cli import main
-
-
-class Ran(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-def sparsecbm(*arguments: str) -> Ran:
-    """Runs the program in this process."""
-    out, err = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        patch.setattr(sys, "argv", ["sparsecbm", *arguments])
-        patch.setattr(sys, "excepthook", sys.excepthook)  # Typer replaces it
-        patch.setenv("COLUMNS", "200")
-        with pytest.raises(SystemExit) as exit:
-            main()
-    assert isinstance(exit.value.code, int)
-    return Ran(exit.value.code, out.getvalue(), err.getvalue())
-
+from tests.program import Ran, sparsecbm
 
 Train = Callable[..., Ran]
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from sparsecbm.comparison import answers, compare, cross_fitted
 from sparsecbm.leakage import halves
 from sparsecbm.model import corrected
 from sparsecbm.reach import best_reach
+from tests.program import sparsecbm
 
 
 @pytest.fixture(scope="module")
@@ -111,24 +110,15 @@ def test_of_a_classifier_the_label_alone_is_told(subject: Subject) -> None:
     assert "concept_difference" not in found["ours"] and "concept" in found["ours"]
 
 
-def sparsecbm(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", "from sparsecbm.cli import main; main()", *arguments],
-        capture_output=True,
-        text=True,
-        env={"PATH": "", "COLUMNS": "200", "OMP_NUM_THREADS": "1"},
-    )
-
-
 def test_the_command_prints_what_it_found(checkpoint: Path, reviews: Path, subject: Subject) -> None:
     ran = sparsecbm("compare", f"ours={checkpoint},{checkpoint}", "--data", str(reviews), "--json")
-    assert ran.returncode == 0, ran.stderr
-    printed = json.loads(ran.stdout)["dev"]["ours"]
+    assert ran.code == 0, ran.err
+    printed = json.loads(ran.out)["dev"]["ours"]
     assert printed["label"]["value"] == pytest.approx(float(subject.right.mean()), abs=0.02)
     tables = sparsecbm("compare", f"ours={checkpoint}", f"others={checkpoint}", "--data", str(reviews))
-    assert tables.returncode == 0, tables.stderr
-    assert "label's accuracy after so many corrections of mistaken concepts" in tables.stdout
-    assert "ask_next over random" in tables.stdout
+    assert tables.code == 0, tables.err
+    assert "label's accuracy after so many corrections of mistaken concepts" in tables.out
+    assert "ask_next over random" in tables.out
 
 
 @pytest.mark.parametrize(
@@ -142,6 +132,6 @@ def test_the_command_prints_what_it_found(checkpoint: Path, reviews: Path, subje
 )
 def test_the_command_answers_a_mistake_with_one_sentence(reviews: Path, kinds: list[str], message: str) -> None:
     ran = sparsecbm("compare", *kinds, "--data", str(reviews))
-    assert (ran.returncode, ran.stdout) == (2, "")
-    assert ran.stderr.startswith("error: ") and message in ran.stderr
-    assert len(ran.stderr.splitlines()) == 1
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.startswith("error: ") and message in ran.err
+    assert len(ran.err.splitlines()) == 1

@@ -3,41 +3,19 @@
 from __future__ import annotations
 
 import copy
-import io
 import json
-import sys
-from contextlib import redirect_stderr, redirect_stdout
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
-from sparsecbm.cli import main
 from sparsecbm.errors import SetupError
 from sparsecbm.report import JSON, PAGE, check_folder, page, write
+from tests.program import Ran, sparsecbm
 
 SECTIONS = ["Accuracy", "Sparsity against accuracy", "Corrections of concepts", "Edits of masks", "Calibration"]
 SECTIONS += ["Faithfulness of token scores", "Leakage", "Counterfactual pairs", "Subnetworks"]
-
-
-class Ran(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-def sparsecbm(*arguments: str) -> Ran:
-    """Runs the program in this process."""
-    out, err = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        patch.setattr(sys, "argv", ["sparsecbm", *arguments])
-        patch.setattr(sys, "excepthook", sys.excepthook)  # Typer replaces it
-        patch.setenv("COLUMNS", "200")
-        with pytest.raises(SystemExit) as exit:
-            main()
-    assert isinstance(exit.value.code, int)
-    return Ran(exit.value.code, out.getvalue(), err.getvalue())
 
 
 class Reported(NamedTuple):

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 
 from sparsecbm import checkpoint as checkpoints
 from sparsecbm import state as states
-from sparsecbm.cli import main
 from sparsecbm.training import Run
+from tests.program import Ran, sparsecbm
 
 # Sends itself SIGKILL before its 20th step, in the third of three epochs of eight steps.
 KILLED = """
@@ -39,25 +38,7 @@ main()
 """
 
 
-class Ran(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
 Train = Callable[..., Ran]
-
-
-def in_process(arguments: list[str]) -> Ran:
-    out, err = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        patch.setattr(sys, "argv", ["sparsecbm", *arguments])
-        patch.setattr(sys, "excepthook", sys.excepthook)  # Typer replaces it
-        patch.setenv("COLUMNS", "200")
-        with pytest.raises(SystemExit) as exit:
-            main()
-    assert isinstance(exit.value.code, int)
-    return Ran(exit.value.code, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +57,7 @@ def arguments(reviews: Path, backbone: Path) -> Callable[..., list[str]]:
 
 @pytest.fixture(scope="module")
 def train(arguments: Callable[..., list[str]]) -> Train:
-    return lambda out, *options: in_process(arguments(out, *options))
+    return lambda out, *options: sparsecbm(*arguments(out, *options))
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import cache
 from pathlib import Path
 
 from fastapi import FastAPI, Request
@@ -16,9 +17,11 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 import sparsecbm
-from serving import problems
+from serving import documentation, problems
 from serving.middleware import RequestMiddleware
-from serving.routes import Services, add_routes
+from serving.routes import add_routes
+from serving.routes_v2 import add_v2_routes
+from serving.services import Services
 from sparsecbm.errors import SparseCBMError
 
 _ROOM = Path(__file__).parent
@@ -45,7 +48,9 @@ def create_app(services: Services, *, returns_id: bool = True) -> FastAPI:
     app = FastAPI(
         title="SparseCBM",
         summary="Text classification that predicts human concepts first, says why, and can be corrected.",
+        description=documentation.DESCRIPTION,
         version=sparsecbm.__version__,
+        openapi_tags=documentation.TAGS,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         docs_url=None,
         redoc_url=None,
@@ -67,6 +72,8 @@ def create_app(services: Services, *, returns_id: bool = True) -> FastAPI:
         },
     )
     add_routes(app, services)
+    add_v2_routes(app, services)
+    app.openapi = cache(lambda: documentation.describe(app, services.settings))  # type: ignore[method-assign]
     app.router.routes += [
         Mount("/console", StaticFiles(directory=_ROOM / "console")),
         Mount("/docs/page", StaticFiles(directory=_ROOM / "docs")),

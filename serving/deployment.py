@@ -18,7 +18,7 @@ from serving.batcher import Batcher
 from serving.engine import Engine, EngineSettings
 from serving.ledger import Ledger
 from serving.metrics import Metrics
-from serving.routes import Services
+from serving.services import Services
 from serving.settings import Settings
 
 _log = structlog.get_logger()

@@ -1,4 +1,7 @@
-"""Whatever goes wrong, as the one shape of error: ``{"error": {"type", "message", "detail"}}``."""
+"""Whatever goes wrong, as the one shape of error: ``{"error": {"type", "message", "detail"}}``.
+
+Under ``/v2`` an error has the Open Inference Protocol's shape instead, which is the message alone: ``{"error": "…"}``.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from serving.contract import ErrorBody, ErrorResponse
+from serving.tensors import ProtocolError
 from sparsecbm.errors import InputError, OverloadedError, SparseCBMError
 
 INTERNAL = "The server failed at this request; its log says why, under the request id."
@@ -26,12 +31,27 @@ _BRANCHES = ("str", "TextInput")  # pydantic's names for the two forms of an inp
 _WORDS = {"missing": "is required but missing", "extra_forbidden": "is not a known field"}
 
 
+class Problem(Response):
+    """An error as a response, in the shape that its request's path asks for."""
+
+    def __init__(self, status: int, error: ErrorBody, headers: Mapping[str, str] | None = None) -> None:
+        self._message = error.message
+        self._given = headers
+        super().__init__(ErrorResponse(error=error).model_dump_json(), status, headers, "application/json")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if f"{scope['path']}/".startswith("/v2/"):
+            body = ProtocolError(error=self._message).model_dump_json()
+            await Response(body, self.status_code, self._given, self.media_type)(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
+
+
 def problem(
     status: int, type: str, message: str, detail: Any = None, headers: Mapping[str, str] | None = None
 ) -> Response:
     """An error as a response."""
-    body = ErrorResponse(error=ErrorBody(type=type, message=message, detail=detail))
-    return Response(body.model_dump_json(), status, headers, "application/json")
+    return Problem(status, ErrorBody(type=type, message=message, detail=detail), headers)
 
 
 def from_error(error: SparseCBMError) -> Response:

@@ -35,6 +35,15 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(default=4 * 2**20, ge=1024, description="Largest request body that is read, in bytes.")
     max_inputs: int = Field(default=256, ge=1, description="Most inputs in one request.")
     max_text_chars: int = Field(default=20_000, ge=1, description="Longest text, in characters.")
+    max_json_depth: int = Field(default=16, ge=4, description="Deepest nesting of a request body's JSON.")
+    request_timeout: float = Field(
+        default=60,
+        gt=0,
+        description="Seconds that a request may take, unless its X-Request-Timeout says how many.",
+    )
+    max_request_timeout: float = Field(
+        default=600, gt=0, description="Most seconds that a request's X-Request-Timeout may ask for."
+    )
     max_queue: int = Field(
         default=1024, ge=1, description="Most texts that wait in a replica; more are answered with 429."
     )
@@ -69,6 +78,11 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"max_inputs ({self.max_inputs}) must not be above max_queue ({self.max_queue}), "
                 "or the largest requests could never be taken"
+            )
+        if self.request_timeout > self.max_request_timeout:
+            raise ValueError(
+                f"request_timeout ({self.request_timeout:g}) must not be above max_request_timeout "
+                f"({self.max_request_timeout:g})"
             )
         return self
 

@@ -7,6 +7,7 @@ SparseCBMError
 ├── UnsupportedError        501  something that this bundle or installation can't do
 ├── UnavailableError        503  a part that is away for now (the ledger, the engine)
 ├── OverloadedError         429  more work than the queue holds
+├── DeadlineError           504  an answer that would come later than the client waits
 ├── DataError                    a data file or its description
 ├── CheckpointError              a training checkpoint
 ├── BundleError                  an exported bundle
@@ -60,6 +61,10 @@ class UnavailableError(SparseCBMError):
 
 class OverloadedError(SparseCBMError):
     type, status = "overloaded", 429
+
+
+class DeadlineError(SparseCBMError):
+    type, status = "deadline_exceeded", 504
 
 
 class DataError(SparseCBMError):

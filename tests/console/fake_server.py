@@ -30,11 +30,13 @@ from serving.contract import (
     InterveneRequest,
     InterveneResponse,
     InterventionAnswer,
+    InterventionFailure,
     InterventionPage,
     InterventionRecord,
     LabelAnswer,
     Outcome,
     Prediction,
+    PredictionFailure,
     PredictRequest,
     PredictResponse,
     Subnetwork,
@@ -242,11 +244,13 @@ def create_app(switches: Switches | None = None) -> FastAPI:
     @app.post("/v1/predict")
     def predict(request: PredictRequest) -> Response:
         turn.requests.append(("predict", request.model_dump()))
-        predictions: list[Prediction] = []
+        predictions: list[Prediction | PredictionFailure] = []
         for at, item in enumerate(request.inputs):
             text = item.text if isinstance(item, TextInput) else item
             if not text.strip():
-                return refusal(422, f"Input {at} is empty: send a text with at least one character.")
+                empty = ErrorBody(type="invalid_input", message=f"Input {at}: the text is empty; send a word.")
+                predictions.append(PredictionFailure(id=str(at), error=empty))
+                continue
             said = answer(text, {}, list(request.explain))
             predictions.append(Prediction(id=str(at), **dict(said)))
         body = PredictResponse(model=MODEL, version=VERSION, predictions=predictions)
@@ -255,7 +259,7 @@ def create_app(switches: Switches | None = None) -> FastAPI:
     @app.post("/v1/intervene")
     def correct(request: InterveneRequest) -> Response:
         turn.requests.append(("intervene", request.model_dump()))
-        answers: list[InterventionAnswer] = []
+        answers: list[InterventionAnswer | InterventionFailure] = []
         for at, item in enumerate(request.inputs):
             outcome = intervene(item, turn.reached)
             number = len(turn.ledger) + 1

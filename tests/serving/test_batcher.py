@@ -98,7 +98,10 @@ async def busy(batcher: Batcher, model: GatedModel) -> asyncio.Task[list[str]]:
 
 
 async def labels(batcher: Batcher, *texts: str, explain: Sequence[Explain] = ()) -> list[str]:
-    return [answer.label.value for answer in await batcher.predict(texts, explain)]
+    return [
+        str(answer) if isinstance(answer, InputError) else answer.label.value
+        for answer in await batcher.predict(texts, explain)
+    ]
 
 
 async def tasks(*coroutines: Coroutine[Any, Any, Any]) -> list[asyncio.Task[Any]]:
@@ -161,22 +164,39 @@ async def test_order_and_repetition_of_explanations_make_no_kind(batcher: Batche
 
 async def test_intervention_is_answered(batcher: Batcher) -> None:
     [outcome] = await batcher.intervene([Intervention("a", {"food": "Positive"})])
-    assert outcome.corrections == {"food": "Positive"}
+    assert isinstance(outcome, Outcome) and outcome.corrections == {"food": "Positive"}
 
 
-@pytest.mark.parametrize(("text", "error"), [("refused", InputError), ("broken", ZeroDivisionError)])
-async def test_failing_job_fails_alone(batcher: Batcher, model: GatedModel, text: str, error: type[Exception]) -> None:
+async def test_refused_item_fails_alone(batcher: Batcher, model: GatedModel) -> None:
     first = await busy(batcher, model)
-    others = await tasks(labels(batcher, "a"), labels(batcher, text), labels(batcher, "b"))
+    others = await tasks(labels(batcher, "a"), labels(batcher, "b", "refused", "c"))
+    model.gate.set()
+    results = await asyncio.gather(first, *others)
+    assert results == [["first"], ["a"], ["b", "refused", "c"]]
+
+
+async def test_refused_item_has_its_error_in_its_place(batcher: Batcher) -> None:
+    [refused] = await batcher.predict(["refused"], [])
+    assert isinstance(refused, InputError)
+
+
+async def test_item_that_breaks_the_engine_beside_a_refused_one_fails_its_request(batcher: Batcher) -> None:
+    with pytest.raises(ZeroDivisionError):
+        await labels(batcher, "refused", "broken")
+
+
+async def test_failing_job_fails_alone(batcher: Batcher, model: GatedModel) -> None:
+    first = await busy(batcher, model)
+    others = await tasks(labels(batcher, "a"), labels(batcher, "broken"), labels(batcher, "b"))
     model.gate.set()
     results = await asyncio.gather(first, *others, return_exceptions=True)
     assert [results[0], results[1], results[3]] == [["first"], ["a"], ["b"]]
-    assert isinstance(results[2], error)
+    assert isinstance(results[2], ZeroDivisionError)
 
 
 async def test_batcher_goes_on_after_a_failure(batcher: Batcher) -> None:
-    with pytest.raises(InputError):
-        await labels(batcher, "refused")
+    with pytest.raises(ZeroDivisionError):
+        await labels(batcher, "broken")
     assert batcher.alive and await labels(batcher, "a") == ["a"]
 
 

@@ -293,7 +293,7 @@ class ModelCard(BaseModel):
     name: str = Field(description="The model's name.", examples=["restaurant-reviews"])
     version: str = Field(description="The bundle's version: a hash of its content.", examples=["3f9c0a51d2e47b86"])
     description: str = Field(description="What the model is for.", examples=["Reads a restaurant review."])
-    backbone: Backbone = Field(description="The language model that the concepts share.")
+    backbone: Backbone = Field(description="What it was trained from.")
     concepts: list[Concept] = Field(description="The concepts, in the order of every answer.")
     labels: list[str] = Field(description="The labels.", examples=[["1", "2", "3", "4", "5"]])
     label_bias: dict[str, float] = Field(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import uvicorn
 from fastapi import FastAPI
 from prometheus_client import values
 
@@ -78,6 +81,22 @@ async def app(idle_app: FastAPI) -> AsyncIterator[FastAPI]:
 async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://localhost") as client:
         yield client
+
+
+@pytest.fixture
+def url(tmp_path: Path, engine: Engine, ledger: Ledger, metrics: Metrics) -> Iterator[str]:
+    """Where the application is served by a real server, with its own limits."""
+    settings = read_settings(state_dir=tmp_path)
+    batcher = Batcher(engine, metrics, settings.max_queue, settings.max_batch)
+    app = create_app(Services(settings, engine, batcher, ledger, metrics))
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started and thread.is_alive():
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
 
 
 def error(answer: httpx.Response, status: int, type: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import cache
@@ -22,6 +23,7 @@ from serving.middleware import RequestMiddleware
 from serving.routes import add_routes
 from serving.routes_v2 import add_v2_routes
 from serving.services import Services
+from serving.tracing import Tracing
 from sparsecbm.errors import SparseCBMError
 
 _ROOM = Path(__file__).parent
@@ -31,12 +33,13 @@ _MESSAGES = {
 }
 
 
-def create_app(services: Services, *, returns_id: bool = True) -> FastAPI:
+def create_app(services: Services, *, returns_id: bool = True, tracing: Tracing | None = None) -> FastAPI:
     """The application over an engine, a ledger and metrics.
 
     Args:
         services: what it answers with; its batcher is started and stopped with the application.
         returns_id: whether to send each request's id back, for a server that doesn't.
+        tracing: where a span of each request is sent; it is closed with the application.
     """
 
     @asynccontextmanager
@@ -44,6 +47,8 @@ def create_app(services: Services, *, returns_id: bool = True) -> FastAPI:
         services.batcher.start()
         yield
         await services.batcher.stop()
+        if tracing is not None:
+            await asyncio.to_thread(tracing.close)
 
     app = FastAPI(
         title="SparseCBM",
@@ -62,7 +67,8 @@ def create_app(services: Services, *, returns_id: bool = True) -> FastAPI:
                 metrics=services.metrics,
                 hosts=services.settings.allowed_hosts,
                 returns_id=returns_id,
-            )
+            ),
+            *([] if tracing is None else [Middleware(tracing.middleware)]),
         ],
         exception_handlers={
             SparseCBMError: _ours,

@@ -51,6 +51,7 @@ def serve(
     max_queue: Annotated[int | None, _option("max_queue")] = None,
     max_batch: Annotated[int | None, _option("max_batch")] = None,
     allowed_hosts: Annotated[list[str] | None, _option("allowed_hosts", "--allowed-host")] = None,
+    otlp_endpoint: Annotated[str | None, _option("otlp_endpoint")] = None,
     log_level: Annotated[str | None, _option("log_level")] = None,
     log_texts: Annotated[bool | None, _option("log_texts", "--log-texts/--no-log-texts")] = None,
 ) -> None:

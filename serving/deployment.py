@@ -12,7 +12,7 @@ from ray._common.tls_utils import add_port_to_grpc_server
 from ray.serve._private import replica as ray_replica
 from ray.util import get_node_ip_address
 
-from serving import logs
+from serving import logs, tracing
 from serving.app import create_app
 from serving.batcher import Batcher
 from serving.engine import Engine, EngineSettings
@@ -49,7 +49,8 @@ class Replica:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         services = Services(self._settings, self._engine, self._batcher, self._ledger, self._metrics)
-        return create_app(services, returns_id=False)
+        endpoint = self._settings.otlp_endpoint
+        return create_app(services, returns_id=False, tracing=tracing.to_endpoint(endpoint) if endpoint else None)
 
     def check_health(self) -> None:
         """Ray Serve replaces a replica whose batcher has ended.

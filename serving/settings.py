@@ -52,6 +52,11 @@ class Settings(BaseSettings):
         default=[],
         description="Another name than localhost under which clients may address the server; may be repeated.",
     )
+    otlp_endpoint: str = Field(
+        default="",
+        pattern=r"^(https?://\S+)?$",
+        description="Where traces are sent by OTLP over HTTP, such as http://127.0.0.1:4318; none are by default.",
+    )
     log_level: LogLevel = Field(
         default="info", description="Least severe log line that is written; 'debug' has one per request."
     )

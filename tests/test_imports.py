@@ -73,19 +73,28 @@ def test_serving_imports_only_the_part_of_sparsecbm_without_torch() -> None:
     assert wrong == []
 
 
+# Parts of serving that only run where their extra is installed.
+EXTRAS = {"serving/client": "client", "serving/tracing.py": "otel"}
+
+
 def test_serving_imports_only_base_dependencies() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     base = {normal(dependency) for dependency in project["dependencies"]}
     # What FastAPI and Ray Serve stand on and show in their own interfaces.
     base |= {"starlette", "uvicorn"}
     homes = packages_distributions()
+
+    def allowed(path: Path) -> set[str]:
+        extras = [extra for part, extra in EXTRAS.items() if path.is_relative_to(ROOT / part)]
+        return base.union(*({normal(one) for one in project["optional-dependencies"][extra]} for extra in extras))
+
     wrong = [
         f"{path.relative_to(ROOT)} imports {name}"
         for path in sources("serving")
         for name in {name.partition(".")[0] for name in imported(path)}
         if name not in sys.stdlib_module_names
         and name not in ROOMS
-        and not base & {normal(home) for home in homes.get(name, [])}
+        and not allowed(path) & {normal(home) for home in homes.get(name, [])}
     ]
     assert wrong == []
 

@@ -58,13 +58,18 @@ class Batcher:
         observer: is told how long jobs waited and which were cancelled.
         max_queue: most texts that wait.
         max_batch: most texts that run together, unless one request has more.
+        max_wait: most seconds that a text is to wait, by the speed of the batches before: those that are taken
+            keep their latency, however many come.
     """
 
-    def __init__(self, engine: Model, observer: Observer, max_queue: int, max_batch: int) -> None:
+    def __init__(
+        self, engine: Model, observer: Observer, max_queue: int, max_batch: int, max_wait: float = math.inf
+    ) -> None:
         self._engine = engine
         self._observer = observer
         self._max_queue = max_queue
         self._max_batch = max_batch
+        self._max_wait = max_wait
         self._queue: deque[_Job] = deque()
         self._running: list[_Job] = []
         self._waiting = 0
@@ -109,11 +114,12 @@ class Batcher:
     async def _submit(self, kind: tuple[str, ...], items: Sequence[Any]) -> list[Any]:
         if not self.alive:
             raise UnavailableError("The engine is not running. Try again later.")
-        if self._waiting + len(items) > self._max_queue:
-            seconds = max(1, math.ceil(self._waiting / self._rate)) if self._rate else 1
+        wait = self._waiting / self._rate if self._rate else 0.0
+        if self._waiting + len(items) > self._max_queue or wait > self._max_wait:
+            seconds = max(1, math.ceil(wait))
             raise OverloadedError(
-                f"{self._waiting} texts wait already, and the queue holds {self._max_queue}. "
-                f"Send the request again in {seconds} s.",
+                f"{self._waiting} texts wait already, and no more than {self._max_queue} do, nor for more than "
+                f"{self._max_wait:g} s. Send the request again in {seconds} s.",
                 {"retry_after_s": seconds},
             )
         job = _Job(kind, items, asyncio.get_running_loop().create_future())

@@ -49,6 +49,7 @@ def serve(
     request_timeout: Annotated[float | None, _option("request_timeout")] = None,
     max_request_timeout: Annotated[float | None, _option("max_request_timeout")] = None,
     max_queue: Annotated[int | None, _option("max_queue")] = None,
+    max_wait: Annotated[float | None, _option("max_wait")] = None,
     max_batch: Annotated[int | None, _option("max_batch")] = None,
     allowed_hosts: Annotated[list[str] | None, _option("allowed_hosts", "--allowed-host")] = None,
     otlp_endpoint: Annotated[str | None, _option("otlp_endpoint")] = None,

@@ -41,7 +41,7 @@ class Replica:
         self._engine = Engine.load(settings.bundle, EngineSettings(threads=settings.threads_per_replica))
         self._metrics = Metrics(metrics_folder, self._engine.manifest)
         self._ledger = Ledger(settings.ledger_url)
-        self._batcher = Batcher(self._engine, self._metrics, settings.max_queue, settings.max_batch)
+        self._batcher = Batcher(self._engine, self._metrics, settings.max_queue, settings.max_batch, settings.max_wait)
         self._settings = settings
         # The first run of a graph plans its memory; better here than in a user's request.
         self._engine.predict([_WARM_UP])

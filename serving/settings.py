@@ -47,6 +47,9 @@ class Settings(BaseSettings):
     max_queue: int = Field(
         default=1024, ge=1, description="Most texts that wait in a replica; more are answered with 429."
     )
+    max_wait: float = Field(
+        default=5, gt=0, description="Most seconds that a text is to wait in a replica; more are answered with 429."
+    )
     max_batch: int = Field(default=64, ge=1, description="Most texts that a replica runs together.")
     allowed_hosts: Annotated[list[str], NoDecode] = Field(
         default=[],

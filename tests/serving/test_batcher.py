@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any
 
@@ -208,6 +209,29 @@ async def test_overload_is_refused_with_the_time_to_come_again(batcher: Batcher,
     assert refused.value.detail["retry_after_s"] >= 1
     model.gate.set()
     await asyncio.gather(first, *waiting)
+
+
+async def test_wait_that_would_be_too_long_is_refused(told: Told) -> None:
+    class Slow(GatedModel):
+        """Takes at least 20 ms for a text."""
+
+        def _call(self, texts: Sequence[str], kind: tuple[str, ...]) -> None:
+            super()._call(texts, kind)
+            time.sleep(0.02 * len(texts))
+
+    model = Slow()
+    batcher = Batcher(model, told, max_queue=1000, max_batch=4, max_wait=0.1)
+    batcher.start()
+    await labels(batcher, "so that its speed is known")
+    first = await busy(batcher, model)
+    others = await tasks(*(labels(batcher, str(number)) for number in range(50)))
+    model.gate.set()
+    results = await asyncio.gather(first, *others, return_exceptions=True)
+    refused = [result for result in results if isinstance(result, OverloadedError)]
+    # At 50 texts/s or less, 0.1 s are over once more than 5 wait.
+    assert 51 - 1 - 6 <= len(refused) < 50
+    assert all(error.detail["retry_after_s"] >= 1 for error in refused)
+    await batcher.stop()
 
 
 async def test_what_still_fits_is_taken_under_load(batcher: Batcher, model: GatedModel) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
+from serving.bodies import JSON
 from serving.settings import Settings
 
 DESCRIPTION = """
@@ -37,18 +38,47 @@ def describe(app: FastAPI, settings: Settings) -> dict[str, Any]:
     for name, field, limit in _LISTS:
         if name in components["schemas"]:
             components["schemas"][name]["properties"][field]["maxItems"] = getattr(settings, limit)
-    for methods in document["paths"].values():
+    for path, methods in document["paths"].items():
         for operation in methods.values():
+            operation["summary"], _, _ = operation["description"].partition(".")
             references = [{"$ref": f"#/components/parameters/{name}"} for name in components["parameters"]]
             operation["parameters"] = [*operation.get("parameters", []), *references]
             for status, response in operation["responses"].items():
                 names = ["X-Request-ID", *(["Retry-After"] if status == "429" else [])]
                 response["headers"] = {name: {"$ref": f"#/components/headers/{name}"} for name in names}
+                if int(status) in _ERRORS:
+                    response["content"][JSON]["example"] = _error(path, int(status))
     return document
 
 
 # Lists whose longest length is a setting: schema, field, setting.
 _LISTS = [("PredictRequest", "inputs", "max_inputs"), ("InterveneRequest", "inputs", "max_inputs")]
+
+# An error of each status: type, message and detail.
+_ERRORS: dict[int, tuple[str, str, Any]] = {
+    400: ("bad_request", "The body broke off before its end.", None),
+    403: ("unknown_host", "The Host header names no host of this server.", None),
+    404: ("not_found", "The ledger holds no intervention of this id; GET /v1/interventions lists them.", None),
+    413: ("too_large", "The request has 300 inputs; send at most 256 at once.", {"inputs": 300, "limit": 256}),
+    415: ("unsupported_media_type", "The body must be uncompressed JSON.", None),
+    422: (
+        "invalid_input",
+        "The body is wrong: inputs is required but missing.",
+        [{"at": "inputs", "problem": "is required but missing"}],
+    ),
+    429: ("overloaded", "1024 texts wait already. Send the request again in 3 s.", {"retry_after_s": 3}),
+    500: ("internal", "The server failed at this request; its log says why, under the request id.", None),
+    503: ("unavailable", "The engine is not running. Try again later.", None),
+    504: ("deadline_exceeded", "There was no answer within 2.5 s.", {"timeout_s": 2.5}),
+}
+
+
+def _error(path: str, status: int) -> dict[str, Any]:
+    type, message, detail = _ERRORS[status]
+    if path.startswith("/v2"):
+        return {"error": message}
+    return {"error": {"type": type, "message": message, "detail": detail}}
+
 
 _HEADERS = {
     "X-Request-ID": {

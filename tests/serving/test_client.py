@@ -127,6 +127,15 @@ def test_refused_request_raises_the_servers_words(url: str) -> None:
     assert error.request_id and error.request_id in str(error) and error.message in str(error)
 
 
+def test_documented_example_runs(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[2] / "docs/http.md").read_text(encoding="utf-8")
+    example = page.partition("```python\n")[2].partition("```")[0]
+    variables: dict[str, Any] = {}
+    exec(example.replace("http://127.0.0.1:8000", url), variables)
+    assert "1 Input 1: the text is empty" in capsys.readouterr().out
+    assert isinstance(variables["outcome"], InterventionAnswer)
+
+
 # What is sent
 
 

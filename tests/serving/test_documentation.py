@@ -11,6 +11,9 @@ import pytest
 from fastapi import FastAPI
 from fastapi.openapi.models import OpenAPI
 
+from serving import problems
+from sparsecbm.errors import SparseCBMError
+
 ROUTES = {
     "/v1/predict": "post",
     "/v1/intervene": "post",
@@ -83,6 +86,29 @@ def test_described_errors_have_the_shape_of_their_paths(document: dict[str, Any]
             if code != "200":
                 schema = answer["content"]["application/json"]["schema"]
                 assert schema == {"$ref": f"#/components/schemas/{name}"}, (path, code)
+
+
+def test_described_errors_have_an_example_of_their_status(document: dict[str, Any]) -> None:
+    for path, operation in operations(document):
+        for code, answer in operation["responses"].items():
+            if code != "200":
+                error = answer["content"]["application/json"]["example"]["error"]
+                if path.startswith("/v2"):
+                    assert isinstance(error, str), (path, code)
+                else:
+                    assert status_of(error["type"]) == int(code), (path, code)
+
+
+def status_of(type: str) -> int:
+    """The status that errors of a type are answered with."""
+    statuses = {error.type: error.status for error in subclasses(SparseCBMError)}
+    return ({name: status for status, name in problems.TYPES.items()} | statuses)[type]
+
+
+def subclasses(error: type[SparseCBMError]) -> Iterator[type[SparseCBMError]]:
+    for one in error.__subclasses__():
+        yield one
+        yield from subclasses(one)
 
 
 def test_operations_have_names_of_their_own(document: dict[str, Any]) -> None:

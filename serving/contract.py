@@ -10,7 +10,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, FailFast, Field, SerializeAsAny, StringConstraints
 
 from sparsecbm.bundle import Backbone, Concept, Granularity, LayerDensity, Layout
 
@@ -190,7 +190,8 @@ class _Served(BaseModel):
 class PredictResponse(_Served):
     """One answer or failure per input, in the inputs' order."""
 
-    predictions: list[Prediction | PredictionFailure] = Field(
+    # As any, since a union is serialised twice: once to find its member.
+    predictions: list[SerializeAsAny[Prediction | PredictionFailure]] = Field(
         description="By input, in the request's order: its prediction, or its error."
     )
 
@@ -252,7 +253,8 @@ class InterventionFailure(BaseModel):
 class InterveneResponse(_Served):
     """One answer or failure per input, in the inputs' order."""
 
-    interventions: list[InterventionAnswer | InterventionFailure] = Field(
+    # As any, as in PredictResponse.
+    interventions: list[SerializeAsAny[InterventionAnswer | InterventionFailure]] = Field(
         description="By input, in the request's order: its intervention, or its error."
     )
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 
 from starlette.requests import Request
+from starlette.responses import Response
 
 from serving.settings import Settings
 from sparsecbm.errors import DeadlineError, InputError
@@ -15,9 +15,8 @@ from sparsecbm.errors import DeadlineError, InputError
 HEADER = "x-request-timeout"
 
 
-@asynccontextmanager
-async def within(request: Request, settings: Settings) -> AsyncIterator[None]:
-    """Ends what runs in the context when the request's time is over; what waits in a queue then leaves it.
+async def within(request: Request, settings: Settings, answer: Callable[[Request], Awaitable[Response]]) -> Response:
+    """The answer to a request, unless its time is over first; what waits in a queue then leaves it.
 
     Raises:
         InputError: the header is no positive number.
@@ -27,7 +26,7 @@ async def within(request: Request, settings: Settings) -> AsyncIterator[None]:
     try:
         async with asyncio.timeout(seconds) as timeout:
             request.state.timeout = timeout
-            yield
+            return await answer(request)
     except TimeoutError:
         if not timeout.expired():
             raise

@@ -36,8 +36,7 @@ class MessageRoute(APIRoute):
         answer = self._message_handler(*messages[0]) if messages else super().get_route_handler()
 
         async def handle(request: Request) -> Response:
-            async with deadlines.within(request, _settings(request)):
-                return await answer(request)
+            return await deadlines.within(request, _settings(request), answer)
 
         return handle
 

@@ -51,9 +51,10 @@ async def read(request: Request, most_bytes: int, most_depth: int, *, must_decla
         body += chunk
         if len(body) > most_bytes:
             raise too_large
-    if body.count(b"{") + body.count(b"[") > most_depth and depth(bytes(body)) > most_depth:
+    content = bytes(body)
+    if content.count(b"{") + content.count(b"[") > most_depth and depth(content) > most_depth:
         raise TooLargeError(f"The body's JSON is nested more than {most_depth} deep.", {"limit": most_depth})
-    return bytes(body)
+    return content
 
 
 def depth(body: bytes) -> int:

@@ -35,9 +35,8 @@ def describe(app: FastAPI, settings: Settings) -> dict[str, Any]:
     components = document["components"]
     components["parameters"] = _parameters(settings)
     components["headers"] = _HEADERS
-    for name, field, limit in _LISTS:
-        if name in components["schemas"]:
-            components["schemas"][name]["properties"][field]["maxItems"] = getattr(settings, limit)
+    for name in ("PredictRequest", "InterveneRequest"):
+        components["schemas"][name]["properties"]["inputs"]["maxItems"] = settings.max_inputs
     for path, methods in document["paths"].items():
         for operation in methods.values():
             operation["summary"], _, _ = operation["description"].partition(".")
@@ -50,9 +49,6 @@ def describe(app: FastAPI, settings: Settings) -> dict[str, Any]:
                     response["content"][JSON]["example"] = _error(path, int(status))
     return document
 
-
-# Lists whose longest length is a setting: schema, field, setting.
-_LISTS = [("PredictRequest", "inputs", "max_inputs"), ("InterveneRequest", "inputs", "max_inputs")]
 
 # An error of each status: type, message and detail.
 _ERRORS: dict[int, tuple[str, str, Any]] = {

@@ -75,7 +75,7 @@ class Metrics:
         flips = counter("label_flips", "Interventions that changed the label.", "level")
         # Every label set that can occur is made here: a series that starts at 0 lets Prometheus see its first step.
         self._labels = {label: labels.labels(label) for label in manifest.labels}
-        failed = counter("failed_inputs", "Inputs that failed alone in an answered request.", "type")
+        failed = counter("failed_inputs", "Inputs that could not be answered.", "type")
         self._failed = {error.type: failed.labels(error.type) for error in (InputError, TooLargeError)}
         self._values = {
             (concept.name, value): found.labels(concept.name, value)
@@ -129,7 +129,7 @@ class Metrics:
                 self._confidence[concept.name].observe(concept.probability)
 
     def failed_input(self, error: InputError) -> None:
-        """Counts an input that failed alone, by its error's type."""
+        """Counts an input that could not be answered, by its error's type."""
         self._failed[error.type].inc()
 
     def interventions(self, outcomes: Iterable[Outcome]) -> None:

@@ -6,7 +6,6 @@ import random
 import time
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
-from itertools import count
 from typing import Generic, TypeVar
 
 import httpx
@@ -83,7 +82,9 @@ def steps(call: Call[Answer], retries: Retries, timeout: float) -> Steps[Answer]
         NoAnswerError: no answer came.
     """
     end = time.monotonic() + timeout
-    for attempt in count(1):
+    attempt = 0
+    while True:
+        attempt += 1
         outcome = yield Send(max(end - time.monotonic(), 0.001))
         assert outcome is not None
         if isinstance(outcome, httpx.Response) and outcome.is_success:
@@ -97,7 +98,6 @@ def steps(call: Call[Answer], retries: Retries, timeout: float) -> Steps[Answer]
         if pause is None or time.monotonic() + pause >= end:
             raise error from outcome if isinstance(outcome, httpx.TransportError) else None
         yield Pause(pause)
-    raise AssertionError("unreachable")
 
 
 def _read(call: Call[Answer], response: httpx.Response) -> Answer:

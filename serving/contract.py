@@ -181,10 +181,13 @@ class InterventionRecord(BaseModel):
     """An intervention as the ledger keeps it."""
 
     id: str
-    created_at: datetime
+    created_at: datetime = Field(description="When it was recorded, in UTC.")
+    who: str = Field(description="Name of the corrector's key, or 'anonymous'.", examples=["anonymous"])
     model: str
     version: str
-    text: str
+    mask_version: str = Field(description="Version of the masks that answered.", examples=["3f9c0a51d2e47b86"])
+    text: str | None = Field(description="The text, or null where the server keeps no texts (store_texts).")
+    text_sha256: str = Field(description="SHA-256 of the text in UTF-8, in hex.")
     note: str | None
     outcome: Outcome
 
@@ -240,3 +243,9 @@ class ModelCard(BaseModel):
 
 class Health(BaseModel):
     status: Literal["alive", "ready"]
+
+
+class Readiness(Health):
+    ledger: Literal["up", "away"] = Field(
+        description="Whether corrections can be recorded; predictions are answered either way."
+    )

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import re
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, Protocol, get_type_hints
-from uuid import UUID
 
 import structlog
 from fastapi import FastAPI, Query, Request
 from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import BaseModel, ValidationError
+from pydantic import AwareDatetime, BaseModel, ValidationError
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from serving import problems
@@ -32,10 +34,11 @@ from serving.contract import (
     Prediction,
     PredictRequest,
     PredictResponse,
+    Readiness,
     TextInput,
 )
 from serving.engine import Intervention
-from serving.ledger import Entry, Ledger
+from serving.ledger import Claim, Entry, Filter, Ledger, Origin
 from serving.metrics import Metrics
 from serving.settings import Settings
 from sparsecbm.bundle import Manifest
@@ -48,6 +51,7 @@ _ERRORS = {
     400: "The request is not well-formed HTTP, or its body broke off.",
     403: "The Host header names no host of this server.",
     404: "There is nothing of this id.",
+    409: "The Idempotency-Key was sent before with another body.",
     413: "The body, a text or the number of inputs is over its limit.",
     415: "The body is not declared as application/json.",
     422: "A value in the request is wrong; the message says which and what would be right.",
@@ -58,6 +62,20 @@ _ERRORS = {
 _ERROR_SCHEMA = {"$ref": "#/components/schemas/ErrorResponse"}
 _MOST_ERRORS = 1000  # that are read out one by one
 _BODY = (403, 413, 415, 422, 429, 500, 503)
+_PROBE_S = 0.5  # that a probe waits for the ledger: it is to say in time that the ledger is away
+_IDEMPOTENCY_KEY = "Idempotency-Key"
+_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+_KEY_PARAMETER = {
+    "name": _IDEMPOTENCY_KEY,
+    "in": "header",
+    "required": False,
+    "description": "A name for this request, new for each, of 1 to 255 visible ASCII characters. Sent again with the "
+    "same body, the request gets the first answer and records nothing more, so that a correction whose answer was "
+    "lost may be sent again; with another body it gets 409. Keys are their caller's own and are kept with the ledger. "
+    "Without effect where record is false.",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
+    "example": "01a211e4-5645-7156-a2ab-59359c51ea5e",
+}
 
 
 class UnsupportedMediaError(InputError):
@@ -133,6 +151,7 @@ def add_routes(app: FastAPI, services: Services) -> None:
         endpoint: Callable[..., Awaitable[Response]],
         answer: type[BaseModel] | None,
         errors: Sequence[int],
+        headers: Sequence[dict[str, Any]] = (),
     ) -> None:
         # An error is JSON even where the answer is plain text, which FastAPI would describe it as.
         error: dict[str, Any] = {"model": ErrorResponse} if answer else {"content": {_JSON: {"schema": _ERROR_SCHEMA}}}
@@ -143,17 +162,18 @@ def add_routes(app: FastAPI, services: Services) -> None:
             response_model=answer,
             response_class=PlainTextResponse if answer is None else JSONResponse,
             responses={code: {**error, "description": _ERRORS[code]} for code in errors},
+            openapi_extra={"parameters": list(headers)} if headers else None,
         )
 
     add("POST", "/v1/predict", predict, PredictResponse, _BODY)
-    add("POST", "/v1/intervene", intervene, InterveneResponse, _BODY)
+    add("POST", "/v1/intervene", intervene, InterveneResponse, (*_BODY, 409), [_KEY_PARAMETER])
     add("GET", "/v1/interventions", interventions, InterventionPage, (403, 422, 500, 503))
     # FastAPI would describe a 422 of its own shape where none is named.
     add("GET", "/v1/interventions/{id}", intervention, InterventionRecord, (403, 404, 422, 500, 503))
     add("GET", "/v1/model", model, ModelCard, (403, 500))
     add("GET", "/metrics", metrics, None, (403, 500))
     add("GET", "/healthz", healthz, Health, (403, 500))
-    add("GET", "/readyz", readyz, Health, (403, 500, 503))
+    add("GET", "/readyz", readyz, Readiness, (403, 500, 503))
 
 
 async def predict(request: Request, message: PredictRequest) -> Response:
@@ -186,45 +206,63 @@ async def intervene(request: Request, message: InterveneRequest) -> Response:
     _check_texts(services, texts)
     for position, item in enumerate(message.inputs):
         _check(services.engine.check_corrections, item.corrections, position)
+    ledger, who = services.ledger, _who(request)
+    claim = _claim(request, message) if message.record else None
+    if claim is not None:
+        answered = await ledger.database.run(ledger.answered, who, claim)
+        if answered is not None:
+            return Response(answered, media_type=_JSON)
     if services.settings.log_texts:
         _log.info("texts", texts=texts)
     outcomes = await services.batcher.intervene(
         [Intervention(item.text, item.corrections, item.level) for item in message.inputs]
     )
     manifest = services.engine.manifest
-    ids: Sequence[str | None] = [None] * len(outcomes)
-    if message.record:
-        entries = [Entry(item.text, item.note, outcome) for item, outcome in zip(message.inputs, outcomes, strict=True)]
-        ids = await asyncio.to_thread(services.ledger.record, entries, manifest.name, manifest.version)
-    services.metrics.interventions(outcomes)
-    return _answer(
-        InterveneResponse.model_construct(
-            model=manifest.name,
-            version=manifest.version,
-            interventions=[
-                InterventionAnswer.model_construct(id=id, input_id=_input_id(item, position), **outcome.__dict__)
-                for position, (id, item, outcome) in enumerate(zip(ids, message.inputs, outcomes, strict=True))
-            ],
+
+    def write(ids: Sequence[str | None]) -> bytes:
+        answers = [
+            InterventionAnswer.model_construct(id=id, input_id=_input_id(item, position), **outcome.__dict__)
+            for position, (id, item, outcome) in enumerate(zip(ids, message.inputs, outcomes, strict=True))
+        ]
+        return _json(
+            InterveneResponse.model_construct(model=manifest.name, version=manifest.version, interventions=answers)
         )
-    )
+
+    entries = [Entry(item.text, item.note, outcome) for item, outcome in zip(message.inputs, outcomes, strict=True)]
+    origin = Origin(who, manifest.name, manifest.version, mask_version=manifest.version)
+    if claim is not None:
+        answer = await ledger.database.run(ledger.record_once, entries, origin, claim, write)
+    elif message.record:
+        answer = write(await ledger.database.run(ledger.record, entries, origin))
+    else:
+        answer = write([None] * len(outcomes))
+    services.metrics.interventions(outcomes)
+    return Response(answer, media_type=_JSON)
 
 
 async def interventions(
     request: Request,
     concept: Annotated[str | None, Query(max_length=128, description="Only corrections of this concept.")] = None,
     level: Annotated[Level | None, Query(description="Only interventions at this level.")] = None,
-    after: Annotated[UUID | None, Query(description="'next' of the page before.")] = None,
+    label_flipped: Annotated[bool | None, Query(description="Only those that changed the label, or didn't.")] = None,
+    who: Annotated[str | None, Query(max_length=128, description="Only those made with the key of this name.")] = None,
+    since: Annotated[AwareDatetime | None, Query(description="Only those recorded at this time or later.")] = None,
+    until: Annotated[AwareDatetime | None, Query(description="Only those recorded before this time.")] = None,
+    version: Annotated[str | None, Query(max_length=64, description="Only those on this version of the model.")] = None,
+    mask_version: Annotated[str | None, Query(max_length=64, description="Only those on these masks.")] = None,
+    after: Annotated[str | None, Query(max_length=128, description="'next' of the page before.")] = None,
     limit: Annotated[int, Query(ge=1, le=100, description="Most interventions to give.")] = 20,
 ) -> Response:
     """The ledger, newest first."""
     ledger = _services(request).ledger
-    cursor = str(after) if after else None
-    return _answer(await asyncio.to_thread(ledger.page, limit, cursor, concept, level))
+    only = Filter(concept, level, label_flipped, who, since, until, version, mask_version)
+    return _answer(await ledger.database.run(ledger.page, limit, after, only))
 
 
 async def intervention(request: Request, id: str) -> Response:
     """One intervention of the ledger."""
-    return _answer(await asyncio.to_thread(_services(request).ledger.get, id))
+    ledger = _services(request).ledger
+    return _answer(await ledger.database.run(ledger.get, id))
 
 
 async def model(request: Request) -> Response:
@@ -235,15 +273,11 @@ async def model(request: Request) -> Response:
 async def metrics(request: Request) -> Response:
     """Metrics of all replicas, for Prometheus."""
     services = _services(request)
-
-    def scrape() -> bytes:
-        try:
-            corrections = services.ledger.count()
-        except UnavailableError:
-            return services.metrics.exposition(None)
-        return services.metrics.exposition(corrections)
-
-    return Response(await asyncio.to_thread(scrape), media_type=CONTENT_TYPE_LATEST)
+    corrections: int | None = None
+    with suppress(UnavailableError):
+        corrections = await services.ledger.database.run(services.ledger.count)
+    shown = await asyncio.to_thread(services.metrics.exposition, corrections)
+    return Response(shown, media_type=CONTENT_TYPE_LATEST)
 
 
 async def healthz(request: Request) -> Response:
@@ -252,14 +286,37 @@ async def healthz(request: Request) -> Response:
 
 
 async def readyz(request: Request) -> Response:
-    """Whether predictions are answered."""
-    if not _services(request).batcher.alive:
+    """Whether predictions are answered; and whether corrections are recorded, which they need not be for that."""
+    services = _services(request)
+    if not services.batcher.alive:
         raise UnavailableError("The engine is not running.")
-    return _answer(Health(status="ready"))
+    up = await services.ledger.database.answers(_PROBE_S)
+    return _answer(Readiness(status="ready", ledger="up" if up else "away"))
 
 
 def _answer(message: BaseModel) -> Response:
-    return Response(message.__pydantic_serializer__.to_json(message), media_type=_JSON)
+    return Response(_json(message), media_type=_JSON)
+
+
+def _json(message: BaseModel) -> bytes:
+    return message.__pydantic_serializer__.to_json(message)
+
+
+def _who(request: Request) -> str:
+    """The name of the caller's key."""
+    return getattr(request.state, "who", "anonymous")
+
+
+def _claim(request: Request, message: InterveneRequest) -> Claim | None:
+    key = request.headers.get(_IDEMPOTENCY_KEY)
+    if key is None:
+        return None
+    if not _KEY.fullmatch(key):
+        raise InputError(
+            f"The {_IDEMPOTENCY_KEY} header must have 1 to 255 visible ASCII characters, such as those of a UUID."
+        )
+    body = message.model_dump_json(exclude_unset=True).encode()
+    return Claim(key, hashlib.sha256(body).hexdigest())
 
 
 def _services(request: Request) -> Services:

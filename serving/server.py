@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from serving.ledger import Ledger
+from serving.ledger import open_ledger
 from serving.proxy import write_launcher
 from serving.settings import Settings
 from sparsecbm.bundle import Manifest, read_bundle
@@ -120,7 +120,7 @@ def check(settings: Settings) -> Manifest:
         )
     manifest = read_bundle(settings.bundle)
     _check_port(settings)
-    ledger = Ledger(settings.ledger_url)
+    ledger = open_ledger(settings)
     try:
         ledger.prepare()
     except UnavailableError as error:

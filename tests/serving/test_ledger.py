@@ -45,7 +45,9 @@ def joined(ids: Sequence[str]) -> bytes:
 # Recording
 
 
-@pytest.mark.parametrize("text", ["Das Café 🍝\n was rude", "\0", "a\x1a\0b\x1a\x1a0", "'; DROP TABLE interventions; --"])
+@pytest.mark.parametrize(
+    "text", ["Das Café 🍝\n was rude", "\0", "a\x1a\0b\x1a\x1a0", "'; DROP TABLE interventions; --"]
+)
 def test_recorded_entry_is_read_back(ledger: Ledger, text: str) -> None:
     given = entry(text, "mask", f"seen 'it' \"myself\": {text}", service="Negative")
     [id] = ledger.record([given], Origin("ada", "tiny", "0123", "4567"))

@@ -1,4 +1,4 @@
-"""The command ``sparsecbm serve``."""
+"""The command ``sparsecbm serve``, and ``correct`` beside it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
+from serving.correct import correct
 from serving.settings import ENV_PREFIX, Settings
 
 app = typer.Typer(no_args_is_help=True)
+app.command()(correct)
 
 
 def _default(name: str) -> str:

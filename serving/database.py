@@ -39,6 +39,9 @@ class Database:
         timeout: seconds that a statement, or the wait for another writer, may take.
         connect_timeout: seconds that connecting may take.
 
+    Attributes:
+        file: where a SQLite database lies; None of others.
+
     Raises:
         SetupError: the URL can't be used.
     """
@@ -46,6 +49,7 @@ class Database:
     def __init__(self, url: str, pool: int, timeout: float, connect_timeout: float) -> None:
         self._url = _read(url)
         self._sqlite = self._url.get_backend_name() == "sqlite"
+        self.file = Path(str(self._url.database)) if self._sqlite else None
         self._timeout = timeout
         self._longest = timeout + connect_timeout
         arguments = {} if self._sqlite else _postgresql_arguments(timeout, connect_timeout)
@@ -138,8 +142,8 @@ class Database:
     def _transaction(self, write: bool, migrate: bool = False) -> Iterator[Connection]:
         committing = False
         try:
-            if self._sqlite:
-                Path(str(self._url.database)).parent.mkdir(parents=True, exist_ok=True)
+            if self.file is not None:
+                self.file.parent.mkdir(parents=True, exist_ok=True)
             options = {"ledger_write": write, "ledger_migrate": migrate}
             with self._engine.connect().execution_options(**options) as connection:
                 transaction = connection.begin()

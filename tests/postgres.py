@@ -43,7 +43,18 @@ class PostgreSQL:
             names = {entry.pw_name for entry in pwd.getpwall()}
             self._user = "postgres" if "postgres" in names else "nobody"
             shutil.chown(folder, self._user)
-        make = [programs / "initdb", "-D", self._data, "-U", "sparsecbm", "-A", "trust", "-E", "UTF8", "--no-sync"]
+        make: list[str | Path] = [
+            programs / "initdb",
+            "-D",
+            self._data,
+            "-U",
+            "sparsecbm",
+            "-A",
+            "trust",
+            "-E",
+            "UTF8",
+            "--no-sync",
+        ]
         subprocess.run(
             make, user=self._user, cwd=folder, check=True, stdout=subprocess.DEVNULL, env={"PATH": "/usr/bin:/bin"}
         )
@@ -61,7 +72,15 @@ class PostgreSQL:
     def start(self) -> None:
         """Starts it, and waits until it takes connections."""
         assert self._process is None
-        command = [self._programs / "postgres", "-D", self._data, "-k", self._folder, "-c", "listen_addresses="]
+        command: list[str | Path] = [
+            self._programs / "postgres",
+            "-D",
+            self._data,
+            "-k",
+            self._folder,
+            "-c",
+            "listen_addresses=",
+        ]
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 command, user=self._user, cwd=self._folder, stdout=log, stderr=log, start_new_session=True, env={}

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import URL, Connection, create_engine, event, make_url, select
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from serving import migrations
 from sparsecbm.errors import SetupError, UnavailableError
@@ -61,6 +62,7 @@ class Database:
                 pool_timeout=timeout,
                 pool_pre_ping=not self._sqlite,
                 connect_args=arguments,
+                hide_parameters=True,  # they are users' texts
             )
         except ImportError as error:
             raise SetupError(
@@ -69,6 +71,7 @@ class Database:
         self._threads = ThreadPoolExecutor(pool, "ledger")
         if self._sqlite:
             event.listen(self._engine, "connect", self._prepare_sqlite)
+            event.listen(self._engine, "checkout", self._check_file)
         event.listen(self._engine, "begin", self._begin_sqlite if self._sqlite else self._begin_postgresql)
         self._ready = False
 
@@ -154,12 +157,25 @@ class Database:
             self._ready = False  # it may come back as another one
             raise _away(_said(write, committing)) from error
 
-    def _prepare_sqlite(self, connection: Any, _: object) -> None:
+    def _prepare_sqlite(self, connection: Any, record: ConnectionPoolEntry) -> None:
         # Python's sqlite3 begins transactions by rules of its own; here each one is begun outright.
         connection.isolation_level = None
         connection.execute(f"PRAGMA busy_timeout={math.ceil(1000 * self._timeout)}")
         self._use_wal(connection)
         connection.execute("PRAGMA synchronous=FULL")
+        record.info["file"] = self._identity()
+
+    def _check_file(self, _: object, record: ConnectionPoolEntry, __: object) -> None:
+        """Has a connection replaced whose file was removed or replaced: what it wrote there, nobody would find."""
+        if record.info["file"] != self._identity():
+            raise DisconnectionError
+
+    def _identity(self) -> tuple[int, int] | None:
+        try:
+            found = Path(str(self.file)).stat()
+        except FileNotFoundError:
+            return None
+        return found.st_dev, found.st_ino
 
     def _use_wal(self, connection: Any) -> None:
         """Turns the database to WAL; where another process is at it, SQLite fails at once instead of waiting."""

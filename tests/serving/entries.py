@@ -68,7 +68,9 @@ def go(process: subprocess.Popen[str]) -> None:
 
 def acknowledged(process: subprocess.Popen[str]) -> list[str]:
     """The ids that a writer printed whole until it ended."""
-    out, _ = process.communicate(timeout=60)
+    assert process.stdout is not None
+    with process:
+        out = process.stdout.read()  # communicate() would miss what readline() has read ahead
     return [line.strip() for line in out.splitlines(keepends=True) if line.endswith("\n")]
 
 

@@ -8,6 +8,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,26 @@ def test_file_that_comes_back_is_used_again(open_ledger: Open, tmp_path: Path) -
         ledger.count()
     (tmp_path / "ledger.db").rmdir()
     assert ledger.count() == 0
+
+
+@pytest.mark.parametrize("replaced", [False, True], ids=["removed", "replaced"])
+def test_nothing_is_acknowledged_into_a_file_that_is_gone(open_ledger: Open, tmp_path: Path, replaced: bool) -> None:
+    restored = open_ledger(tmp_path / "restored.db")
+    restored.prepare()
+    restored.close()
+    ledger = open_ledger(tmp_path / "ledger.db")
+    ledger.record([entry("before")], ORIGIN)
+    for end in ("", "-wal", "-shm"):
+        (tmp_path / f"ledger.db{end}").unlink()
+    if replaced:
+        (tmp_path / "restored.db").rename(tmp_path / "ledger.db")
+    ids: list[str] = []
+    for _ in range(2):  # the first may find no tables
+        with suppress(UnavailableError):
+            ids += ledger.record([entry("after")], ORIGIN)
+    ledger.close()
+    assert ids
+    assert all_ids(open_ledger(tmp_path / "ledger.db")) == ids[::-1]
 
 
 def test_tables_that_went_are_made_again(open_ledger: Open, postgresql: PostgreSQL) -> None:

@@ -21,6 +21,9 @@ from serving.settings import Settings
 from serving.tables import claims, corrections, interventions
 from sparsecbm.errors import ConflictError, InputError, NotFoundError
 
+CURSOR = "^[A-Za-z0-9_-]{22}$"
+"""What a page's cursor looks like: an id in base64."""
+
 _AT_ONCE = 1000
 _ids = Ids()
 
@@ -337,8 +340,8 @@ def _now() -> datetime:
 def _utc(time: datetime) -> datetime:
     try:
         return time.astimezone(UTC).replace(tzinfo=None)
-    except OverflowError as error:
-        raise InputError(f"{time.isoformat()} lies outside the years 1 to 9999 in UTC.") from error
+    except OverflowError:  # before or after all that there can be
+        return datetime.min if time.year == 1 else datetime.max
 
 
 def _filtered(query: Select[Any], only: Filter) -> Select[Any]:

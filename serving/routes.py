@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import re
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
@@ -14,10 +13,10 @@ import structlog
 from fastapi import FastAPI, Query, Request
 from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import AwareDatetime, BaseModel, ValidationError
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ValidationError
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from serving import problems
+from serving import idempotency, problems
 from serving.batcher import Batcher, Model
 from serving.contract import (
     ErrorResponse,
@@ -38,7 +37,7 @@ from serving.contract import (
     TextInput,
 )
 from serving.engine import Intervention
-from serving.ledger import Claim, Entry, Filter, Ledger, Origin
+from serving.ledger import CURSOR, Entry, Filter, Ledger, Origin
 from serving.metrics import Metrics
 from serving.settings import Settings
 from sparsecbm.bundle import Manifest
@@ -63,19 +62,16 @@ _ERROR_SCHEMA = {"$ref": "#/components/schemas/ErrorResponse"}
 _MOST_ERRORS = 1000  # that are read out one by one
 _BODY = (403, 413, 415, 422, 429, 500, 503)
 _PROBE_S = 0.5  # that a probe waits for the ledger: it is to say in time that the ledger is away
-_IDEMPOTENCY_KEY = "Idempotency-Key"
-_KEY = re.compile(r"[\x21-\x7e]{1,255}")
-_KEY_PARAMETER = {
-    "name": _IDEMPOTENCY_KEY,
-    "in": "header",
-    "required": False,
-    "description": "A name for this request, new for each, of 1 to 255 visible ASCII characters. Sent again with the "
-    "same body, the request gets the first answer and records nothing more, so that a correction whose answer was "
-    "lost may be sent again; with another body it gets 409. Keys are their caller's own and are kept with the ledger. "
-    "Without effect where record is false.",
-    "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
-    "example": "01a211e4-5645-7156-a2ab-59359c51ea5e",
-}
+
+
+def _written_out(given: object) -> object:
+    # pydantic takes a number for the seconds since 1970.
+    if isinstance(given, str) and not re.match(r"\d{4}-\d{2}-\d{2}", given):
+        raise ValueError("should be a date and time with its zone, such as 2026-01-31T12:00:00Z")
+    return given
+
+
+_Moment = Annotated[AwareDatetime, BeforeValidator(_written_out)]
 
 
 class UnsupportedMediaError(InputError):
@@ -166,7 +162,7 @@ def add_routes(app: FastAPI, services: Services) -> None:
         )
 
     add("POST", "/v1/predict", predict, PredictResponse, _BODY)
-    add("POST", "/v1/intervene", intervene, InterveneResponse, (*_BODY, 409), [_KEY_PARAMETER])
+    add("POST", "/v1/intervene", intervene, InterveneResponse, (*_BODY, 409), [idempotency.PARAMETER])
     add("GET", "/v1/interventions", interventions, InterventionPage, (403, 422, 500, 503))
     # FastAPI would describe a 422 of its own shape where none is named.
     add("GET", "/v1/interventions/{id}", intervention, InterventionRecord, (403, 404, 422, 500, 503))
@@ -207,8 +203,8 @@ async def intervene(request: Request, message: InterveneRequest) -> Response:
     for position, item in enumerate(message.inputs):
         _check(services.engine.check_corrections, item.corrections, position)
     ledger, who = services.ledger, _who(request)
-    claim = _claim(request, message) if message.record else None
-    if claim is not None:
+    claim = idempotency.claim(request, message)
+    if claim is not None and message.record:
         answered = await ledger.database.run(ledger.answered, who, claim)
         if answered is not None:
             return Response(answered, media_type=_JSON)
@@ -230,7 +226,7 @@ async def intervene(request: Request, message: InterveneRequest) -> Response:
 
     entries = [Entry(item.text, item.note, outcome) for item, outcome in zip(message.inputs, outcomes, strict=True)]
     origin = Origin(who, manifest.name, manifest.version, mask_version=manifest.version)
-    if claim is not None:
+    if claim is not None and message.record:
         answer = await ledger.database.run(ledger.record_once, entries, origin, claim, write)
     elif message.record:
         answer = write(await ledger.database.run(ledger.record, entries, origin))
@@ -246,11 +242,11 @@ async def interventions(
     level: Annotated[Level | None, Query(description="Only interventions at this level.")] = None,
     label_flipped: Annotated[bool | None, Query(description="Only those that changed the label, or didn't.")] = None,
     who: Annotated[str | None, Query(max_length=128, description="Only those made with the key of this name.")] = None,
-    since: Annotated[AwareDatetime | None, Query(description="Only those recorded at this time or later.")] = None,
-    until: Annotated[AwareDatetime | None, Query(description="Only those recorded before this time.")] = None,
+    since: Annotated[_Moment | None, Query(description="Only those recorded at this time or later.")] = None,
+    until: Annotated[_Moment | None, Query(description="Only those recorded before this time.")] = None,
     version: Annotated[str | None, Query(max_length=64, description="Only those on this version of the model.")] = None,
     mask_version: Annotated[str | None, Query(max_length=64, description="Only those on these masks.")] = None,
-    after: Annotated[str | None, Query(max_length=128, description="'next' of the page before.")] = None,
+    after: Annotated[str | None, Query(pattern=CURSOR, description="'next' of the page before.")] = None,
     limit: Annotated[int, Query(ge=1, le=100, description="Most interventions to give.")] = 20,
 ) -> Response:
     """The ledger, newest first."""
@@ -305,18 +301,6 @@ def _json(message: BaseModel) -> bytes:
 def _who(request: Request) -> str:
     """The name of the caller's key."""
     return getattr(request.state, "who", "anonymous")
-
-
-def _claim(request: Request, message: InterveneRequest) -> Claim | None:
-    key = request.headers.get(_IDEMPOTENCY_KEY)
-    if key is None:
-        return None
-    if not _KEY.fullmatch(key):
-        raise InputError(
-            f"The {_IDEMPOTENCY_KEY} header must have 1 to 255 visible ASCII characters, such as those of a UUID."
-        )
-    body = message.model_dump_json(exclude_unset=True).encode()
-    return Claim(key, hashlib.sha256(body).hexdigest())
 
 
 def _services(request: Request) -> Services:

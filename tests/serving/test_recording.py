@@ -103,7 +103,7 @@ async def test_listing_is_filtered_by_time(client: httpx.AsyncClient, ledger: Le
     [
         {"since": "yesterday"},
         {"since": "2026-01-31T12:00:00"},  # of which zone?
-        {"until": "0001-01-01T00:00:00+14:00"},
+        {"until": "0.5"},
         {"label_flipped": "maybe"},
         {"after": "01a211e4-5645-7156-a2ab-59359c51ea5e"},
     ],
@@ -167,7 +167,7 @@ async def test_key_has_no_effect_where_nothing_is_recorded(client: httpx.AsyncCl
 
 @pytest.mark.parametrize("key", ["", "a b", "a" * 256, "é"])
 async def test_key_of_other_characters_is_refused(client: httpx.AsyncClient, ledger: Ledger, key: str) -> None:
-    answer = await client.post("/v1/intervene", json=body(), headers={"Idempotency-Key": key.encode("latin-1")})
+    answer = await client.post("/v1/intervene", json=body(), headers=[(b"idempotency-key", key.encode("latin-1"))])
     assert (answer.status_code, answer.json()["error"]["type"]) == (422, "invalid_input")
     assert ledger.count() == 0
 

@@ -263,8 +263,17 @@ class InterventionRecord(_Served):
     """An intervention as the ledger keeps it."""
 
     id: str = Field(description="Its id, which sorts by time.", examples=["01a211e4-5645-7156-a2ab-59359c51ea5e"])
-    created_at: datetime = Field(description="When it was recorded.", examples=["2026-01-31T12:00:00Z"])
-    text: str = Field(description="The text that was corrected.", examples=["Great pasta, but the waiter was rude."])
+    created_at: datetime = Field(description="When it was recorded, in UTC.", examples=["2026-01-31T12:00:00Z"])
+    who: str = Field(description="Name of the corrector's key, or 'anonymous'.", examples=["ada"])
+    mask_version: str = Field(description="Version of the masks that answered.", examples=["3f9c0a51d2e47b86"])
+    text: str | None = Field(
+        description="The text that was corrected; null where the server keeps no texts.",
+        examples=["Great pasta, but the waiter was rude."],
+    )
+    text_sha256: str = Field(
+        description="SHA-256 of the text in UTF-8, in hex.",
+        examples=["ac6ca5c5a0db8e0eaca8039779316a556465c67bedd656eea2a711780ee4ef82"],
+    )
     note: str | None = Field(description="Why, in the corrector's words.", examples=["They let us stay."])
     outcome: Outcome = Field(description="Before and after.")
 
@@ -274,8 +283,7 @@ class InterventionPage(BaseModel):
 
     interventions: list[InterventionRecord] = Field(description="At most as many as were asked for.")
     next: str | None = Field(
-        description="Pass as 'after' to get the next page; null on the last.",
-        examples=["01a211e4-5645-7156-a2ab-59359c51ea5e"],
+        description="Pass as 'after' to get the next page; null on the last.", examples=["AaIR5FZFcVaiq1k1nFHqXg"]
     )
 
 
@@ -338,3 +346,11 @@ class Health(BaseModel):
     """Whether the server lives, or is ready."""
 
     status: Literal["alive", "ready"] = Field(description="What it was asked for.", examples=["ready"])
+
+
+class Readiness(Health):
+    """Whether the server is ready, and its ledger."""
+
+    ledger: Literal["up", "away"] = Field(
+        description="Whether corrections can be recorded; predictions are answered either way.", examples=["up"]
+    )

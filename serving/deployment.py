@@ -16,7 +16,7 @@ from serving import logs, tracing
 from serving.app import create_app
 from serving.batcher import Batcher
 from serving.engine import Engine, EngineSettings
-from serving.ledger import Ledger
+from serving.ledger import open_ledger
 from serving.metrics import Metrics
 from serving.services import Services
 from serving.settings import Settings
@@ -40,7 +40,7 @@ class Replica:
         _bind_to_node()
         self._engine = Engine.load(settings.bundle, EngineSettings(threads=settings.threads_per_replica))
         self._metrics = Metrics(metrics_folder, self._engine.manifest)
-        self._ledger = Ledger(settings.ledger_url)
+        self._ledger = open_ledger(settings)
         self._batcher = Batcher(self._engine, self._metrics, settings.max_queue, settings.max_batch, settings.max_wait)
         self._settings = settings
         # The first run of a graph plans its memory; better here than in a user's request.

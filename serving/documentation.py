@@ -43,7 +43,7 @@ def describe(app: FastAPI, settings: Settings) -> dict[str, Any]:
             references = [{"$ref": f"#/components/parameters/{name}"} for name in components["parameters"]]
             operation["parameters"] = [*operation.get("parameters", []), *references]
             for status, response in operation["responses"].items():
-                names = ["X-Request-ID", *(["Retry-After"] if status == "429" else [])]
+                names = ["X-Request-ID", *(["Retry-After"] if status in ("429", "503") else [])]
                 response["headers"] = {name: {"$ref": f"#/components/headers/{name}"} for name in names}
                 if int(status) in _ERRORS:
                     response["content"][JSON]["example"] = _error(path, int(status))
@@ -55,6 +55,7 @@ _ERRORS: dict[int, tuple[str, str, Any]] = {
     400: ("bad_request", "The body broke off before its end.", None),
     403: ("unknown_host", "The Host header names no host of this server.", None),
     404: ("not_found", "The ledger holds no intervention of this id; GET /v1/interventions lists them.", None),
+    409: ("conflict", "The Idempotency-Key was sent before with another body, and was answered.", None),
     413: ("too_large", "The request has 300 inputs; send at most 256 at once.", {"inputs": 300, "limit": 256}),
     415: ("unsupported_media_type", "The body must be uncompressed JSON.", None),
     422: (
@@ -64,7 +65,7 @@ _ERRORS: dict[int, tuple[str, str, Any]] = {
     ),
     429: ("overloaded", "1024 texts wait already. Send the request again in 3 s.", {"retry_after_s": 3}),
     500: ("internal", "The server failed at this request; its log says why, under the request id.", None),
-    503: ("unavailable", "The engine is not running. Try again later.", None),
+    503: ("unavailable", "The ledger can't be read; predictions go on. Try again later.", {"retry_after_s": 2}),
     504: ("deadline_exceeded", "There was no answer within 2.5 s.", {"timeout_s": 2.5}),
 }
 

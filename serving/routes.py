@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Annotated, Any
-from uuid import UUID
 
 from fastapi import FastAPI, Path, Query, Request
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import BaseModel
+from pydantic import AwareDatetime, BaseModel, BeforeValidator
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from serving import deadlines
+from serving import deadlines, idempotency
 from serving.bodies import JSON
 from serving.contract import (
     ErrorBody,
@@ -31,10 +32,11 @@ from serving.contract import (
     PredictionFailure,
     PredictRequest,
     PredictResponse,
+    Readiness,
     TextInput,
 )
 from serving.engine import Intervention
-from serving.ledger import Entry
+from serving.ledger import CURSOR, Entry, Filter, Origin
 from serving.message_route import MessageRoute
 from serving.services import Services
 from sparsecbm.errors import InputError, UnavailableError
@@ -43,6 +45,7 @@ ERRORS = {
     400: "The request is not well-formed HTTP, or its body broke off.",
     403: "The Host header names no host of this server.",
     404: "There is nothing of this id.",
+    409: "The Idempotency-Key was sent before with another body.",
     413: "The body is over its limit of bytes or of nesting, or holds too many inputs.",
     415: "The body is not declared as application/json.",
     422: "The request is not of the described form; the message says where and what would be right.",
@@ -52,8 +55,20 @@ ERRORS = {
     504: "There was no answer within X-Request-Timeout.",
 }
 _ERROR_SCHEMA = {"$ref": "#/components/schemas/ErrorResponse"}
+
+
+def _written_out(given: object) -> object:
+    # pydantic takes a number for the seconds since 1970.
+    if isinstance(given, str) and not re.match(r"\d{4}-\d{2}-\d{2}", given):
+        raise ValueError("should be a date and time with its zone, such as 2026-01-31T12:00:00Z")
+    return given
+
+
+_Moment = Annotated[AwareDatetime, BeforeValidator(_written_out)]
+
 EVERY = (403, 422, 500, 504)  # 422 and 504 by X-Request-Timeout
 BODY = (400, 413, 415, 429, 503)
+_PROBE_S = 0.5  # that a probe waits for the ledger: it is to say in time that the ledger is away
 
 
 def add_routes(app: FastAPI, services: Services) -> None:
@@ -69,6 +84,7 @@ def add_routes(app: FastAPI, services: Services) -> None:
         answer: type[BaseModel] | None,
         tag: str,
         *errors: int,
+        header: dict[str, Any] | None = None,
     ) -> None:
         # An error is JSON even where the answer is plain text, which FastAPI would describe it as.
         error: dict[str, Any] = {"model": ErrorResponse} if answer else {"content": {JSON: {"schema": _ERROR_SCHEMA}}}
@@ -80,16 +96,18 @@ def add_routes(app: FastAPI, services: Services) -> None:
             response_class=PlainTextResponse if answer is None else JSONResponse,
             responses={code: {**error, "description": ERRORS[code]} for code in sorted((*EVERY, *errors))},
             tags=[tag],
+            openapi_extra={"parameters": [header]} if header else None,
         )
 
     add("POST", "/v1/predict", predict, PredictResponse, "predictions", *BODY)
-    add("POST", "/v1/intervene", intervene, InterveneResponse, "corrections", *BODY)
+    key = idempotency.PARAMETER
+    add("POST", "/v1/intervene", intervene, InterveneResponse, "corrections", *BODY, 409, header=key)
     add("GET", "/v1/interventions", interventions, InterventionPage, "corrections", 503)
     add("GET", "/v1/interventions/{id}", intervention, InterventionRecord, "corrections", 404, 503)
     add("GET", "/v1/model", model, ModelCard, "predictions")
     add("GET", "/metrics", metrics, None, "operation")
     add("GET", "/healthz", healthz, Health, "operation")
-    add("GET", "/readyz", readyz, Health, "operation", 503)
+    add("GET", "/readyz", readyz, Readiness, "operation", 503)
 
 
 async def predict(request: Request, message: PredictRequest) -> Response:
@@ -121,6 +139,12 @@ async def intervene(request: Request, message: InterveneRequest) -> Response:
     are corrected and, all together, recorded.
     """
     services = _services(request)
+    ledger, who = services.ledger, _who(request)
+    claim = idempotency.claim(request, message)
+    if claim is not None and message.record:
+        answered = await ledger.database.run(ledger.answered, who, claim)
+        if answered is not None:
+            return Response(answered, media_type=JSON)
     outcomes = await services.intervene(
         [Intervention(item.text, item.corrections, item.level) for item in message.inputs]
     )
@@ -129,27 +153,32 @@ async def intervene(request: Request, message: InterveneRequest) -> Response:
         for item, outcome in zip(message.inputs, outcomes, strict=True)
         if not isinstance(outcome, InputError)
     ]
-    manifest = services.engine.manifest
-    ids: Sequence[str | None] = [None] * len(done)
+
+    def write(ids: Sequence[str | None]) -> bytes:
+        recorded = iter(ids)
+        answers = [
+            InterventionFailure(input_id=_input_id(item, position), error=_error(outcome, position))
+            if isinstance(outcome, InputError)
+            else InterventionAnswer.model_construct(
+                id=next(recorded), input_id=_input_id(item, position), **outcome.__dict__
+            )
+            for position, (item, outcome) in enumerate(zip(message.inputs, outcomes, strict=True))
+        ]
+        return _json(InterveneResponse.model_construct(**_served(services), interventions=answers))
+
     if message.record and done:
         deadlines.commit(request)
+        manifest = services.engine.manifest
+        origin = Origin(who, manifest.name, manifest.version, mask_version=manifest.version)
         entries = [Entry(item.text, item.note, outcome) for item, outcome in done]
-        ids = await asyncio.to_thread(services.ledger.record, entries, manifest.name, manifest.version)
+        if claim is not None:
+            answer = await ledger.database.run(ledger.record_once, entries, origin, claim, write)
+        else:
+            answer = write(await ledger.database.run(ledger.record, entries, origin))
+    else:
+        answer = write([None] * len(done))
     services.metrics.interventions(outcome for _, outcome in done)
-    recorded = iter(ids)
-    return _answer(
-        InterveneResponse.model_construct(
-            **_served(services),
-            interventions=[
-                InterventionFailure(input_id=_input_id(item, position), error=_error(outcome, position))
-                if isinstance(outcome, InputError)
-                else InterventionAnswer.model_construct(
-                    id=next(recorded), input_id=_input_id(item, position), **outcome.__dict__
-                )
-                for position, (item, outcome) in enumerate(zip(message.inputs, outcomes, strict=True))
-            ],
-        )
-    )
+    return Response(answer, media_type=JSON)
 
 
 async def interventions(
@@ -158,15 +187,38 @@ async def interventions(
         str | None, Query(max_length=128, description="Only corrections of this concept.", examples=["service"])
     ] = None,
     level: Annotated[Level | None, Query(description="Only interventions at this level.", examples=["mask"])] = None,
+    label_flipped: Annotated[
+        bool | None, Query(description="Only those that changed the label, or that didn't.", examples=[True])
+    ] = None,
+    who: Annotated[
+        str | None, Query(max_length=128, description="Only those made with the key of this name.", examples=["ada"])
+    ] = None,
+    since: Annotated[
+        _Moment | None,
+        Query(description="Only those recorded at this time or later.", examples=["2026-01-31T12:00:00Z"]),
+    ] = None,
+    until: Annotated[
+        _Moment | None,
+        Query(description="Only those recorded before this time.", examples=["2026-02-28T12:00:00Z"]),
+    ] = None,
+    version: Annotated[
+        str | None,
+        Query(max_length=64, description="Only those on this version of the model.", examples=["3f9c0a51d2e47b86"]),
+    ] = None,
+    mask_version: Annotated[
+        str | None,
+        Query(max_length=64, description="Only those on this version of the masks.", examples=["3f9c0a51d2e47b86"]),
+    ] = None,
     after: Annotated[
-        UUID | None, Query(description="'next' of the page before.", examples=["01a211e4-5645-7156-a2ab-59359c51ea5e"])
+        str | None,
+        Query(pattern=CURSOR, description="'next' of the page before.", examples=["AaIR5FZFcVaiq1k1nFHqXg"]),
     ] = None,
     limit: Annotated[int, Query(ge=1, le=100, description="Most interventions to give.", examples=[20])] = 20,
 ) -> Response:
     """The ledger, newest first."""
     ledger = _services(request).ledger
-    cursor = str(after) if after else None
-    return _answer(await asyncio.to_thread(ledger.page, limit, cursor, concept, level))
+    only = Filter(concept, level, label_flipped, who, since, until, version, mask_version)
+    return _answer(await ledger.database.run(ledger.page, limit, after, only))
 
 
 async def intervention(
@@ -174,7 +226,8 @@ async def intervention(
     id: Annotated[str, Path(description="Its id in the ledger.", examples=["01a211e4-5645-7156-a2ab-59359c51ea5e"])],
 ) -> Response:
     """One intervention of the ledger."""
-    return _answer(await asyncio.to_thread(_services(request).ledger.get, id))
+    ledger = _services(request).ledger
+    return _answer(await ledger.database.run(ledger.get, id))
 
 
 async def model(request: Request) -> Response:
@@ -185,15 +238,11 @@ async def model(request: Request) -> Response:
 async def metrics(request: Request) -> Response:
     """Metrics of all replicas, for Prometheus."""
     services = _services(request)
-
-    def scrape() -> bytes:
-        try:
-            corrections = services.ledger.count()
-        except UnavailableError:
-            return services.metrics.exposition(None)
-        return services.metrics.exposition(corrections)
-
-    return Response(await asyncio.to_thread(scrape), media_type=CONTENT_TYPE_LATEST)
+    corrections: int | None = None
+    with suppress(UnavailableError):
+        corrections = await services.ledger.database.run(services.ledger.count)
+    shown = await asyncio.to_thread(services.metrics.exposition, corrections)
+    return Response(shown, media_type=CONTENT_TYPE_LATEST)
 
 
 async def healthz(request: Request) -> Response:
@@ -202,14 +251,25 @@ async def healthz(request: Request) -> Response:
 
 
 async def readyz(request: Request) -> Response:
-    """Whether predictions are answered."""
-    if not _services(request).batcher.alive:
+    """Whether predictions are answered; and whether corrections are recorded, which they need not be for that."""
+    services = _services(request)
+    if not services.batcher.alive:
         raise UnavailableError("The engine is not running.")
-    return _answer(Health(status="ready"))
+    up = await services.ledger.database.answers(_PROBE_S)
+    return _answer(Readiness(status="ready", ledger="up" if up else "away"))
 
 
 def _answer(message: BaseModel) -> Response:
-    return Response(message.__pydantic_serializer__.to_json(message), media_type=JSON)
+    return Response(_json(message), media_type=JSON)
+
+
+def _json(message: BaseModel) -> bytes:
+    return message.__pydantic_serializer__.to_json(message)
+
+
+def _who(request: Request) -> str:
+    """The name of the caller's key."""
+    return getattr(request.state, "who", "anonymous")
 
 
 def _services(request: Request) -> Services:

@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from serving import tracing
-from serving.ledger import Ledger
+from serving.ledger import open_ledger
 from serving.proxy import write_launcher
 from serving.settings import Settings
 from sparsecbm.bundle import Manifest, read_bundle
@@ -123,7 +123,7 @@ def check(settings: Settings) -> Manifest:
         tracing.check_installed()
     manifest = read_bundle(settings.bundle)
     _check_port(settings)
-    ledger = Ledger(settings.ledger_url)
+    ledger = open_ledger(settings)
     try:
         ledger.prepare()
     except UnavailableError as error:

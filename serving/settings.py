@@ -32,6 +32,21 @@ class Settings(BaseSettings):
         default=Path("var"), description="Folder of what outlives a run; the ledger, unless it is elsewhere."
     )
     ledger: str = Field(default="", description="Database URL of the ledger; by default SQLite in the state folder.")
+    ledger_pool: int = Field(
+        default=4, ge=1, le=64, description="Most connections, and threads, of a replica to the ledger's database."
+    )
+    ledger_timeout: float = Field(
+        default=5.0,
+        gt=0,
+        le=600,
+        description="Seconds that the ledger may take, waiting for other writers included; then it counts as away.",
+    )
+    ledger_connect_timeout: float = Field(
+        default=2.0, gt=0, le=600, description="Seconds that connecting to the ledger's database may take."
+    )
+    store_texts: bool = Field(
+        default=True, description="Whether the ledger keeps corrected texts, or only their SHA-256."
+    )
     max_body_bytes: int = Field(default=4 * 2**20, ge=1024, description="Largest request body that is read, in bytes.")
     max_inputs: int = Field(default=256, ge=1, description="Most inputs in one request.")
     max_text_chars: int = Field(default=20_000, ge=1, description="Longest text, in characters.")

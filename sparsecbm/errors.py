@@ -4,6 +4,7 @@ SparseCBMError
 ├── InputError              422  a text, a concept or a value in a request
 │   └── TooLargeError       413  a body, a text or a batch over its limit
 ├── NotFoundError           404  an id that the ledger doesn't hold
+├── ConflictError           409  an Idempotency-Key that was sent before with another body
 ├── UnsupportedError        501  something that this bundle or installation can't do
 ├── UnavailableError        503  a part that is away for now (the ledger, the engine)
 ├── OverloadedError         429  more work than the queue holds
@@ -49,6 +50,10 @@ class TooLargeError(InputError):
 
 class NotFoundError(SparseCBMError):
     type, status = "not_found", 404
+
+
+class ConflictError(SparseCBMError):
+    type, status = "conflict", 409
 
 
 class UnsupportedError(SparseCBMError):

@@ -707,7 +707,9 @@ function recordItem(record) {
         el("strong", { dir: "auto" }, after.label.value),
       ),
     ),
-    el("p", { class: "text record-text", dir: "auto" }, record.text),
+    record.text === null
+      ? el("p", { class: "help" }, "The text is not kept, only its hash.")
+      : el("p", { class: "text record-text", dir: "auto" }, record.text),
     el(
       "ul",
       { class: "record-corrections" },

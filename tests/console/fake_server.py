@@ -6,6 +6,7 @@ To look at it, in the repository's root: ``python -m uvicorn --factory tests.con
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import math
 import re
 from collections.abc import Awaitable, Callable
@@ -268,9 +269,12 @@ def create_app(switches: Switches | None = None) -> FastAPI:
                 InterventionRecord(
                     id=made,
                     created_at=datetime(2026, 1, 5, 12, tzinfo=UTC) + timedelta(minutes=number),
+                    who="anonymous",
                     model=MODEL,
                     version=VERSION,
+                    mask_version=VERSION,
                     text=item.text,
+                    text_sha256=hashlib.sha256(item.text.encode()).hexdigest(),
                     note=item.note,
                     outcome=outcome,
                 )

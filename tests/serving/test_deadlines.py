@@ -14,7 +14,7 @@ from fastapi import FastAPI
 
 from serving.contract import Answer, Explain
 from serving.engine import Engine
-from serving.ledger import Entry, Ledger
+from serving.ledger import Entry, Ledger, Origin
 from tests.serving.conftest import error
 
 pytestmark = pytest.mark.anyio
@@ -115,9 +115,9 @@ async def test_correction_that_is_being_recorded_is_not_broken_off(
 ) -> None:
     record = Ledger.record
 
-    def slow(self: Ledger, entries: Sequence[Entry], model: str, version: str) -> list[str]:
+    def slow(self: Ledger, entries: Sequence[Entry], origin: Origin) -> list[str]:
         time.sleep(1)
-        return record(self, entries, model, version)
+        return record(self, entries, origin)
 
     monkeypatch.setattr(Ledger, "record", slow)
     answer = await ask(client, CORRECTION, "/v1/intervene", x_request_timeout="0.9")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import cache
 from pathlib import Path
 
 from fastapi import FastAPI, Request
@@ -16,9 +18,12 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 import sparsecbm
-from serving import problems
+from serving import documentation, problems
 from serving.middleware import RequestMiddleware
-from serving.routes import Services, add_routes
+from serving.routes import add_routes
+from serving.routes_v2 import add_v2_routes
+from serving.services import Services
+from serving.tracing import Tracing
 from sparsecbm.errors import SparseCBMError
 
 _ROOM = Path(__file__).parent
@@ -28,12 +33,13 @@ _MESSAGES = {
 }
 
 
-def create_app(services: Services, *, returns_id: bool = True) -> FastAPI:
+def create_app(services: Services, *, returns_id: bool = True, tracing: Tracing | None = None) -> FastAPI:
     """The application over an engine, a ledger and metrics.
 
     Args:
         services: what it answers with; its batcher is started and stopped with the application.
         returns_id: whether to send each request's id back, for a server that doesn't.
+        tracing: where a span of each request is sent; it is closed with the application.
     """
 
     @asynccontextmanager
@@ -41,11 +47,15 @@ def create_app(services: Services, *, returns_id: bool = True) -> FastAPI:
         services.batcher.start()
         yield
         await services.batcher.stop()
+        if tracing is not None:
+            await asyncio.to_thread(tracing.close)
 
     app = FastAPI(
         title="SparseCBM",
         summary="Text classification that predicts human concepts first, says why, and can be corrected.",
+        description=documentation.DESCRIPTION,
         version=sparsecbm.__version__,
+        openapi_tags=documentation.TAGS,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         docs_url=None,
         redoc_url=None,
@@ -57,7 +67,8 @@ def create_app(services: Services, *, returns_id: bool = True) -> FastAPI:
                 metrics=services.metrics,
                 hosts=services.settings.allowed_hosts,
                 returns_id=returns_id,
-            )
+            ),
+            *([] if tracing is None else [Middleware(tracing.middleware)]),
         ],
         exception_handlers={
             SparseCBMError: _ours,
@@ -67,6 +78,8 @@ def create_app(services: Services, *, returns_id: bool = True) -> FastAPI:
         },
     )
     add_routes(app, services)
+    add_v2_routes(app, services)
+    app.openapi = cache(lambda: documentation.describe(app, services.settings))  # type: ignore[method-assign]
     app.router.routes += [
         Mount("/console", StaticFiles(directory=_ROOM / "console")),
         Mount("/docs/page", StaticFiles(directory=_ROOM / "docs")),

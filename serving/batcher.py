@@ -16,7 +16,7 @@ import structlog
 from serving import logs
 from serving.contract import Answer, Explain, Outcome
 from serving.engine import Intervention
-from sparsecbm.errors import OverloadedError, SparseCBMError, UnavailableError
+from sparsecbm.errors import InputError, OverloadedError, SparseCBMError, UnavailableError
 
 _log = structlog.get_logger()
 
@@ -58,13 +58,18 @@ class Batcher:
         observer: is told how long jobs waited and which were cancelled.
         max_queue: most texts that wait.
         max_batch: most texts that run together, unless one request has more.
+        max_wait: most seconds that a text is to wait, by the speed of the batches before: those that are taken
+            keep their latency, however many come.
     """
 
-    def __init__(self, engine: Model, observer: Observer, max_queue: int, max_batch: int) -> None:
+    def __init__(
+        self, engine: Model, observer: Observer, max_queue: int, max_batch: int, max_wait: float = math.inf
+    ) -> None:
         self._engine = engine
         self._observer = observer
         self._max_queue = max_queue
         self._max_batch = max_batch
+        self._max_wait = max_wait
         self._queue: deque[_Job] = deque()
         self._running: list[_Job] = []
         self._waiting = 0
@@ -90,16 +95,16 @@ class Batcher:
             await asyncio.gather(self._worker, return_exceptions=True)
         self._thread.shutdown(wait=False)
 
-    async def predict(self, texts: Sequence[str], explain: Sequence[Explain]) -> list[Answer]:
-        """Answers texts.
+    async def predict(self, texts: Sequence[str], explain: Sequence[Explain]) -> list[Answer | InputError]:
+        """Answers texts; in the place of one that the engine refuses is its error.
 
         Raises:
             OverloadedError: too many texts wait already.
         """
         return await self._submit(("predict", *sorted({*explain, "concepts"})), texts)
 
-    async def intervene(self, requests: Sequence[Intervention]) -> list[Outcome]:
-        """Applies interventions.
+    async def intervene(self, requests: Sequence[Intervention]) -> list[Outcome | InputError]:
+        """Applies interventions; in the place of one that the engine refuses is its error.
 
         Raises:
             OverloadedError: too many texts wait already.
@@ -109,11 +114,12 @@ class Batcher:
     async def _submit(self, kind: tuple[str, ...], items: Sequence[Any]) -> list[Any]:
         if not self.alive:
             raise UnavailableError("The engine is not running. Try again later.")
-        if self._waiting + len(items) > self._max_queue:
-            seconds = max(1, math.ceil(self._waiting / self._rate)) if self._rate else 1
+        wait = self._waiting / self._rate if self._rate else 0.0
+        if self._waiting + len(items) > self._max_queue or wait > self._max_wait:
+            seconds = max(1, math.ceil(wait))
             raise OverloadedError(
-                f"{self._waiting} texts wait already, and the queue holds {self._max_queue}. "
-                f"Send the request again in {seconds} s.",
+                f"{self._waiting} texts wait already, and no more than {self._max_queue} do, nor for more than "
+                f"{self._max_wait:g} s. Send the request again in {seconds} s.",
                 {"retry_after_s": seconds},
             )
         job = _Job(kind, items, asyncio.get_running_loop().create_future())
@@ -179,16 +185,17 @@ class Batcher:
         return batch
 
     def _run(self, batch: list[_Job]) -> list[list[Any] | BaseException]:
-        """Results or exceptions by job, in the engine's thread. A job that fails does so alone."""
+        """Results or exceptions by job, in the engine's thread. A job that fails does so alone, and so does an item."""
         kind = batch[0].kind
         try:
             results = self._call(kind, [item for job in batch for item in job.items])
         except Exception as error:
             if len(batch) > 1:
                 return [result for job in batch for result in self._run([job])]
-            if not isinstance(error, SparseCBMError):
-                _log.error("engine", error=type(error).__name__, places=logs.places(error.__traceback__))
-            return [error]
+            if isinstance(error, InputError):
+                items = batch[0].items
+                return [[error] if len(items) == 1 else self._one_by_one(kind, items)]
+            return [_failed(error)]
         done: list[list[Any] | BaseException] = []
         start = 0
         for job in batch:
@@ -196,7 +203,24 @@ class Batcher:
             start += len(job.items)
         return done
 
+    def _one_by_one(self, kind: tuple[str, ...], items: Sequence[Any]) -> list[Any] | BaseException:
+        results: list[Any] = []
+        for item in items:
+            try:
+                results += self._call(kind, [item])
+            except InputError as error:
+                results.append(error)
+            except Exception as error:
+                return _failed(error)
+        return results
+
     def _call(self, kind: tuple[str, ...], items: list[Any]) -> list[Any]:
         if kind[0] == "intervene":
             return self._engine.intervene(items)
         return self._engine.predict(items, kind[1:])  # type: ignore[arg-type]
+
+
+def _failed(error: Exception) -> Exception:
+    if not isinstance(error, SparseCBMError):
+        _log.error("engine", error=type(error).__name__, places=logs.places(error.__traceback__))
+    return error

@@ -1,4 +1,4 @@
-"""The command ``sparsecbm serve``."""
+"""The command ``sparsecbm serve``, and ``correct`` beside it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
+from serving.correct import correct
 from serving.settings import ENV_PREFIX, Settings
 
 app = typer.Typer(no_args_is_help=True)
+app.command()(correct)
 
 
 def _default(name: str) -> str:
@@ -42,12 +44,21 @@ def serve(
     threads: Annotated[int | None, _option("threads")] = None,
     state_dir: Annotated[Path | None, _option("state_dir")] = None,
     ledger: Annotated[str | None, _option("ledger")] = None,
+    ledger_pool: Annotated[int | None, _option("ledger_pool")] = None,
+    ledger_timeout: Annotated[float | None, _option("ledger_timeout")] = None,
+    ledger_connect_timeout: Annotated[float | None, _option("ledger_connect_timeout")] = None,
+    store_texts: Annotated[bool | None, _option("store_texts", "--store-texts/--no-store-texts")] = None,
     max_body_bytes: Annotated[int | None, _option("max_body_bytes")] = None,
     max_inputs: Annotated[int | None, _option("max_inputs")] = None,
     max_text_chars: Annotated[int | None, _option("max_text_chars")] = None,
+    max_json_depth: Annotated[int | None, _option("max_json_depth")] = None,
+    request_timeout: Annotated[float | None, _option("request_timeout")] = None,
+    max_request_timeout: Annotated[float | None, _option("max_request_timeout")] = None,
     max_queue: Annotated[int | None, _option("max_queue")] = None,
+    max_wait: Annotated[float | None, _option("max_wait")] = None,
     max_batch: Annotated[int | None, _option("max_batch")] = None,
     allowed_hosts: Annotated[list[str] | None, _option("allowed_hosts", "--allowed-host")] = None,
+    otlp_endpoint: Annotated[str | None, _option("otlp_endpoint")] = None,
     log_level: Annotated[str | None, _option("log_level")] = None,
     log_texts: Annotated[bool | None, _option("log_texts", "--log-texts/--no-log-texts")] = None,
 ) -> None:

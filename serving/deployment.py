@@ -12,13 +12,13 @@ from ray._common.tls_utils import add_port_to_grpc_server
 from ray.serve._private import replica as ray_replica
 from ray.util import get_node_ip_address
 
-from serving import logs
+from serving import logs, tracing
 from serving.app import create_app
 from serving.batcher import Batcher
 from serving.engine import Engine, EngineSettings
-from serving.ledger import Ledger
+from serving.ledger import open_ledger
 from serving.metrics import Metrics
-from serving.routes import Services
+from serving.services import Services
 from serving.settings import Settings
 
 _log = structlog.get_logger()
@@ -40,8 +40,8 @@ class Replica:
         _bind_to_node()
         self._engine = Engine.load(settings.bundle, EngineSettings(threads=settings.threads_per_replica))
         self._metrics = Metrics(metrics_folder, self._engine.manifest)
-        self._ledger = Ledger(settings.ledger_url)
-        self._batcher = Batcher(self._engine, self._metrics, settings.max_queue, settings.max_batch)
+        self._ledger = open_ledger(settings)
+        self._batcher = Batcher(self._engine, self._metrics, settings.max_queue, settings.max_batch, settings.max_wait)
         self._settings = settings
         # The first run of a graph plans its memory; better here than in a user's request.
         self._engine.predict([_WARM_UP])
@@ -49,7 +49,8 @@ class Replica:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         services = Services(self._settings, self._engine, self._batcher, self._ledger, self._metrics)
-        return create_app(services, returns_id=False)
+        endpoint = self._settings.otlp_endpoint
+        return create_app(services, returns_id=False, tracing=tracing.to_endpoint(endpoint) if endpoint else None)
 
     def check_health(self) -> None:
         """Ray Serve replaces a replica whose batcher has ended.

@@ -19,6 +19,7 @@ from prometheus_client.registry import Collector
 
 from serving.contract import Answer, Outcome
 from sparsecbm.bundle import Manifest
+from sparsecbm.errors import InputError, TooLargeError
 
 if TYPE_CHECKING:
     from serving.engine import BatchStats
@@ -74,6 +75,8 @@ class Metrics:
         flips = counter("label_flips", "Interventions that changed the label.", "level")
         # Every label set that can occur is made here: a series that starts at 0 lets Prometheus see its first step.
         self._labels = {label: labels.labels(label) for label in manifest.labels}
+        failed = counter("failed_inputs", "Inputs that could not be answered.", "type")
+        self._failed = {error.type: failed.labels(error.type) for error in (InputError, TooLargeError)}
         self._values = {
             (concept.name, value): found.labels(concept.name, value)
             for concept in manifest.concepts
@@ -124,6 +127,10 @@ class Metrics:
             for concept in answer.concepts:
                 self._values[concept.name, concept.value].inc()
                 self._confidence[concept.name].observe(concept.probability)
+
+    def failed_input(self, error: InputError) -> None:
+        """Counts an input that could not be answered, by its error's type."""
+        self._failed[error.type].inc()
 
     def interventions(self, outcomes: Iterable[Outcome]) -> None:
         """Counts interventions by concept and by whether the concept then had the value asked for."""

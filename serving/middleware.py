@@ -11,7 +11,7 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving import logs, problems
+from serving import logs, problems, tracing
 from serving.metrics import Metrics
 
 _log = structlog.get_logger()
@@ -57,7 +57,7 @@ class RequestMiddleware:
         headers = Headers(scope=scope)
         given = headers.get(REQUEST_ID, "")
         request_id = given if _SAFE_ID.fullmatch(given) else str(uuid.uuid4())
-        structlog.contextvars.bind_contextvars(request_id=request_id)
+        structlog.contextvars.bind_contextvars(request_id=request_id, **tracing.of_caller(headers))
         status = 0
 
         async def send_dressed(message: Message) -> None:
@@ -88,7 +88,7 @@ class RequestMiddleware:
             # No answer was begun: the client left, or the server is going down.
             self._metrics.request(route, status or 499, seconds)
             _log.debug("request", method=scope["method"], route=route, status=status or 499, seconds=seconds)
-            structlog.contextvars.unbind_contextvars("request_id")
+            structlog.contextvars.unbind_contextvars("request_id", tracing.TRACE_ID)
 
     def _knows(self, host: str) -> bool:
         name = host.lower() if host.endswith("]") else host.lower().rsplit(":", 1)[0]

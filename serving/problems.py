@@ -1,4 +1,7 @@
-"""Whatever goes wrong, as the one shape of error: ``{"error": {"type", "message", "detail"}}``."""
+"""Whatever goes wrong, as the one shape of error: ``{"error": {"type", "message", "detail"}}``.
+
+Under ``/v2`` an error has the Open Inference Protocol's shape instead, which is the message alone: ``{"error": "…"}``.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from serving.contract import ErrorBody, ErrorResponse
-from sparsecbm.errors import InputError, OverloadedError, SparseCBMError
+from serving.tensors import ProtocolError
+from sparsecbm.errors import InputError, OverloadedError, SparseCBMError, UnavailableError
 
 INTERNAL = "The server failed at this request; its log says why, under the request id."
 # Types of error by status, where no class of sparsecbm.errors stands for it.
@@ -26,20 +31,35 @@ _BRANCHES = ("str", "TextInput")  # pydantic's names for the two forms of an inp
 _WORDS = {"missing": "is required but missing", "extra_forbidden": "is not a known field"}
 
 
+class Problem(Response):
+    """An error as a response, in the shape that its request's path asks for."""
+
+    def __init__(self, status: int, error: ErrorBody, headers: Mapping[str, str] | None = None) -> None:
+        self._message = error.message
+        self._given = headers
+        super().__init__(ErrorResponse(error=error).model_dump_json(), status, headers, "application/json")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if f"{scope['path']}/".startswith("/v2/"):
+            body = ProtocolError(error=self._message).model_dump_json()
+            await Response(body, self.status_code, self._given, self.media_type)(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
+
+
 def problem(
     status: int, type: str, message: str, detail: Any = None, headers: Mapping[str, str] | None = None
 ) -> Response:
     """An error as a response."""
-    body = ErrorResponse(error=ErrorBody(type=type, message=message, detail=detail))
-    return Response(body.model_dump_json(), status, headers, "application/json")
+    return Problem(status, ErrorBody(type=type, message=message, detail=detail), headers)
 
 
 def from_error(error: SparseCBMError) -> Response:
-    """One of our own errors as a response with its status; 429 says when to come again."""
+    """One of our own errors as a response with its status; 429 and 503 say when to come again."""
     if error.status == 500:
         return problem(500, TYPES[500], INTERNAL)
     headers = {}
-    if isinstance(error, OverloadedError):
+    if isinstance(error, OverloadedError | UnavailableError):
         headers["retry-after"] = str((error.detail or {}).get("retry_after_s", 1))
     return problem(error.status, error.type, error.message, error.detail, headers)
 

@@ -19,7 +19,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from serving.ledger import Ledger
+from serving import tracing
+from serving.ledger import open_ledger
 from serving.proxy import write_launcher
 from serving.settings import Settings
 from sparsecbm.bundle import Manifest, read_bundle
@@ -118,9 +119,11 @@ def check(settings: Settings) -> Manifest:
             "whoever reaches it could correct the model. Serve on 127.0.0.1, and put a proxy that knows its "
             "users before it."
         )
+    if settings.otlp_endpoint:
+        tracing.check_installed()
     manifest = read_bundle(settings.bundle)
     _check_port(settings)
-    ledger = Ledger(settings.ledger_url)
+    ledger = open_ledger(settings)
     try:
         ledger.prepare()
     except UnavailableError as error:

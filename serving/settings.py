@@ -32,16 +32,48 @@ class Settings(BaseSettings):
         default=Path("var"), description="Folder of what outlives a run; the ledger, unless it is elsewhere."
     )
     ledger: str = Field(default="", description="Database URL of the ledger; by default SQLite in the state folder.")
+    ledger_pool: int = Field(
+        default=4, ge=1, le=64, description="Most connections, and threads, of a replica to the ledger's database."
+    )
+    ledger_timeout: float = Field(
+        default=5.0,
+        gt=0,
+        le=600,
+        description="Seconds that the ledger may take, waiting for other writers included; then it counts as away.",
+    )
+    ledger_connect_timeout: float = Field(
+        default=2.0, gt=0, le=600, description="Seconds that connecting to the ledger's database may take."
+    )
+    store_texts: bool = Field(
+        default=True, description="Whether the ledger keeps corrected texts, or only their SHA-256."
+    )
     max_body_bytes: int = Field(default=4 * 2**20, ge=1024, description="Largest request body that is read, in bytes.")
     max_inputs: int = Field(default=256, ge=1, description="Most inputs in one request.")
     max_text_chars: int = Field(default=20_000, ge=1, description="Longest text, in characters.")
+    max_json_depth: int = Field(default=16, ge=4, description="Deepest nesting of a request body's JSON.")
+    request_timeout: float = Field(
+        default=60,
+        gt=0,
+        description="Seconds that a request may take, unless its X-Request-Timeout says how many.",
+    )
+    max_request_timeout: float = Field(
+        default=600, gt=0, description="Most seconds that a request's X-Request-Timeout may ask for."
+    )
     max_queue: int = Field(
         default=1024, ge=1, description="Most texts that wait in a replica; more are answered with 429."
+    )
+    max_wait: float = Field(
+        default=5, gt=0, description="Most seconds that a text is to wait in a replica; more are answered with 429."
     )
     max_batch: int = Field(default=64, ge=1, description="Most texts that a replica runs together.")
     allowed_hosts: Annotated[list[str], NoDecode] = Field(
         default=[],
         description="Another name than localhost under which clients may address the server; may be repeated.",
+    )
+    otlp_endpoint: str = Field(
+        default="",
+        pattern=r"^(https?://\S+)?$",
+        description="Where traces are sent by OTLP over HTTP, such as http://127.0.0.1:4318; none are by default.",
     )
     log_level: LogLevel = Field(
         default="info", description="Least severe log line that is written; 'debug' has one per request."
@@ -69,6 +101,11 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"max_inputs ({self.max_inputs}) must not be above max_queue ({self.max_queue}), "
                 "or the largest requests could never be taken"
+            )
+        if self.request_timeout > self.max_request_timeout:
+            raise ValueError(
+                f"request_timeout ({self.request_timeout:g}) must not be above max_request_timeout "
+                f"({self.max_request_timeout:g})"
             )
         return self
 

@@ -26,29 +26,31 @@ class _Part(BaseModel):
 class Concept(_Part):
     """A human concept and the values that it can take, in the order of the model's outputs."""
 
-    name: Name
-    values: list[Name] = Field(min_length=2)
+    name: Name = Field(description="The concept's name.", examples=["service"])
+    values: list[Name] = Field(
+        min_length=2, description="The values that it can take.", examples=[["Negative", "Positive", "unknown"]]
+    )
 
 
 class Backbone(_Part):
     """The language model that the concepts share."""
 
-    name: str
-    family: str
-    layers: int = Field(ge=1)
-    hidden: int = Field(ge=1)
-    heads: int = Field(ge=1)
-    neurons: int = Field(ge=1)
-    pad_id: int = Field(ge=0)
+    name: str = Field(description="Where it comes from.", examples=["sentence-transformers/all-MiniLM-L6-v2"])
+    family: str = Field(description="Its architecture.", examples=["bert"])
+    layers: int = Field(ge=1, description="Layers.", examples=[6])
+    hidden: int = Field(ge=1, description="Width of a token's vector.", examples=[384])
+    heads: int = Field(ge=1, description="Attention heads per layer.", examples=[12])
+    neurons: int = Field(ge=1, description="Feed-forward neurons per layer.", examples=[1536])
+    pad_id: int = Field(ge=0, description="Id of the token that pads.", examples=[0])
 
 
 class Layout(_Part):
     """Which layers are the shared trunk and which are masked branches; counts of units per layer."""
 
-    trunk: int = Field(ge=0)
-    branch: int = Field(ge=1)
-    heads: int = Field(ge=1)
-    neurons: int = Field(ge=1)
+    trunk: int = Field(ge=0, description="Lower layers that all concepts share.", examples=[3])
+    branch: int = Field(ge=1, description="Upper layers that each concept has its own mask over.", examples=[3])
+    heads: int = Field(ge=1, description="Attention heads per layer.", examples=[12])
+    neurons: int = Field(ge=1, description="Feed-forward neurons per layer.", examples=[1536])
 
 
 class Head(_Part):
@@ -70,9 +72,9 @@ class LayerDensity(_Part):
     network's.
     """
 
-    layer: int
-    heads: float
-    neurons: float
+    layer: int = Field(description="Layer of the backbone, from 0.", examples=[4])
+    heads: float = Field(description="Share of the attention heads kept.", examples=[0.42])
+    neurons: float = Field(description="Share of the feed-forward neurons kept.", examples=[0.31])
 
 
 class FileEntry(_Part):

@@ -59,6 +59,10 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder for the checkpoint; replaced if it is one already.")],
     train_split: Annotated[str, typer.Option(help="Split to learn from.")] = "train_exclusive",
     dev_split: Annotated[str, typer.Option(help="Split that chooses the best epoch.")] = "dev",
+    corrections: Annotated[
+        str | None,
+        typer.Option(help="File of 'sparsecbm correct --export': further texts to learn from, of some concepts each."),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="The model's name; by default the data set's.")] = None,
     recipe: Annotated[
         Path | None, typer.Option(help="YAML with any of the settings below, by name; a flag comes before it.")
@@ -125,6 +129,7 @@ def train(
     from sparsecbm.backbone import load_backbone, locate
     from sparsecbm.device import pick_device
     from sparsecbm.errors import TrainingError
+    from sparsecbm.feedback import read_feedback
     from sparsecbm.folders import check_writable
     from sparsecbm.model import SparseCBM
     from sparsecbm.scalars import Scalars
@@ -145,6 +150,10 @@ def train(
         torch.set_num_threads(threads)
     training = datasets.load(data, train_split)
     validation = datasets.load(data, dev_split)
+    feedback = None
+    if corrections is not None:
+        feedback = read_feedback(corrections, training.schema, validation.texts)
+        training = training.extended(feedback.data)
     gaps = datasets.check_varied(training, train_split)
     seed_everything(settings.seed)
     where = locate(settings.backbone)
@@ -169,6 +178,13 @@ def train(
         f"{len(training)} texts to learn from, {len(validation)} to choose by; concepts "
         f"{', '.join(concept.name for concept in model.concepts)}; labels {', '.join(model.labels)}"
     )
+    if feedback is not None:
+        console.print(
+            f"{len(feedback.data)} of the texts to learn from are corrections from {corrections}; left out are "
+            f"{feedback.held_out} of texts in {dev_split} and {feedback.silent} that say nothing of these concepts",
+            markup=False,
+            soft_wrap=True,
+        )
     for gap in gaps:
         console.print(f"Warning: {gap} It can't be learned.", markup=False, soft_wrap=True)
     cut = sum(encoded.truncated) + sum(validation_encoded.truncated)
@@ -234,6 +250,7 @@ def train(
             max_tokens=max_tokens,
             training=settings.model_dump()
             | {"split": train_split, "texts": len(training), "seconds": seconds, "history": trained.history}
+            | {"corrections": len(feedback.data) if feedback is not None else 0}
             | {"temperatures": trained.temperatures},
             evaluation={dev_split: figures},
         ),

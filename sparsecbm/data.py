@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 import ast
-import csv
-import io
 import json
-import lzma
 import math
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import fsspec
 import numpy as np
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sparsecbm.bundle import Concept
 from sparsecbm.errors import DataError
+from sparsecbm.rows import read_rows
+
+SILENT = -1
+"""Index of a label or a concept's value where nothing is said of it."""
 
 CEBAB_HUB = "CEBaB/CEBaB"
 _NO_MAJORITY = "no majority"
-_DELIMITERS = {".csv": ",", ".tsv": "\t"}
-_COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
-# What the readers raise over damaged files; ArrowInvalid and UnicodeDecodeError are ValueErrors.
-_UNREADABLE = (ValueError, csv.Error, OSError, EOFError, zlib.error, lzma.LZMAError)
 
 Row = Mapping[str, Any]
 
@@ -49,9 +44,10 @@ class Dataset:
     Attributes:
         schema: concepts and labels that the indices below point into.
         texts: the N texts.
-        labels: [N] int64, index into ``schema.labels``.
-        concepts: [N, concepts] int64, index into each concept's values.
-        label_votes: [N, labels] float32, share of the annotators that chose each label; one-hot where unknown.
+        labels: [N] int64, index into ``schema.labels``; `SILENT` where a correction says nothing of it.
+        concepts: [N, concepts] int64, index into each concept's values; `SILENT` likewise.
+        label_votes: [N, labels] float32, share of the annotators that chose each label; one-hot where unknown, and
+            all 0 where nothing is said.
         concept_votes: [N, concepts, values] float32, likewise, 0 at values that a concept lacks.
     """
 
@@ -74,6 +70,17 @@ class Dataset:
             self.concepts[:count],
             self.label_votes[:count],
             self.concept_votes[:count],
+        )
+
+    def extended(self, other: Dataset) -> Dataset:
+        """The split with the texts of another one of the same schema after its own."""
+        return Dataset(
+            self.schema,
+            self.texts + other.texts,
+            np.concatenate([self.labels, other.labels]),
+            np.concatenate([self.concepts, other.concepts]),
+            np.concatenate([self.label_votes, other.label_votes]),
+            np.concatenate([self.concept_votes, other.concept_votes]),
         )
 
 
@@ -195,42 +202,6 @@ def read_spec(path: Path) -> TableSpec:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the top level"
         raise DataError(f"{path}, at {where}: {first['msg']}. docs/training.md shows the format.") from error
-
-
-def read_rows(location: str) -> Iterator[dict[str, Any]]:
-    """Rows of a CSV, TSV, JSONL, JSON or Parquet file at a path or URL, compressed or not.
-
-    Raises:
-        DataError: no such file, an unknown ending, or a file that isn't what its ending says.
-    """
-    name = location.lower()
-    for ending in _COMPRESSIONS:
-        name = name.removesuffix(ending)
-    suffix = Path(name).suffix
-    try:
-        with fsspec.open(location, "rb", compression="infer") as file:
-            if suffix in _DELIMITERS:
-                text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
-                yield from csv.DictReader(text, delimiter=_DELIMITERS[suffix], strict=True)
-            elif suffix == ".jsonl":
-                for line in file:
-                    if line.strip():
-                        yield json.loads(line)
-            elif suffix == ".json":
-                rows = json.load(file)
-                if not isinstance(rows, list):
-                    raise DataError(f"{location}: must hold a list of objects, not {type(rows).__name__}.")
-                yield from rows
-            elif suffix in (".parquet", ".pq"):
-                import pyarrow.parquet as parquet
-
-                yield from parquet.read_table(io.BytesIO(file.read())).to_pylist()
-            else:
-                raise DataError(f"{location}: can't tell its format; name it .csv, .tsv, .jsonl, .json or .parquet.")
-    except FileNotFoundError as error:
-        raise DataError(f"There is no data file at {location}.") from error
-    except _UNREADABLE as error:
-        raise DataError(f"{location} can't be read as {suffix or 'data'}: {error}") from error
 
 
 def build(spec: TableSpec, rows: Iterable[Row], source: str) -> Dataset:
@@ -378,7 +349,7 @@ def check_varied(data: Dataset, split: str) -> list[str]:
     columns.append(("the label", list(data.schema.labels)))
     constant, gaps = [], []
     for (name, values), indices in zip(columns, [*data.concepts.T, data.labels], strict=True):
-        occurring = set(indices.tolist())
+        occurring = set(indices.tolist()) - {SILENT}
         if len(occurring) == 1:
             constant.append(f"{name} is always {values[occurring.pop()]!r}")
         elif len(occurring) < len(values):

@@ -4,9 +4,11 @@ SparseCBMError
 ├── InputError              422  a text, a concept or a value in a request
 │   └── TooLargeError       413  a body, a text or a batch over its limit
 ├── NotFoundError           404  an id that the ledger doesn't hold
+├── ConflictError           409  an Idempotency-Key that was sent before with another body
 ├── UnsupportedError        501  something that this bundle or installation can't do
 ├── UnavailableError        503  a part that is away for now (the ledger, the engine)
 ├── OverloadedError         429  more work than the queue holds
+├── DeadlineError           504  an answer that would come later than the client waits
 ├── DataError                    a data file or its description
 ├── CheckpointError              a training checkpoint
 ├── BundleError                  an exported bundle
@@ -50,6 +52,10 @@ class NotFoundError(SparseCBMError):
     type, status = "not_found", 404
 
 
+class ConflictError(SparseCBMError):
+    type, status = "conflict", 409
+
+
 class UnsupportedError(SparseCBMError):
     type, status = "unsupported", 501
 
@@ -60,6 +66,10 @@ class UnavailableError(SparseCBMError):
 
 class OverloadedError(SparseCBMError):
     type, status = "overloaded", 429
+
+
+class DeadlineError(SparseCBMError):
+    type, status = "deadline_exceeded", 504
 
 
 class DataError(SparseCBMError):

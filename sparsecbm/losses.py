@@ -8,15 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsecbm.data import Dataset
+from sparsecbm.data import SILENT, Dataset
 from sparsecbm.model import Bottleneck, SparseCBM, corrected
 
 
 class Targets(NamedTuple):
     """What texts should be answered with.
 
-    Shapes: concepts [texts, concepts] int64; concept_shares [texts, concepts, values] and label_shares
-    [texts, labels], target distributions.
+    Shapes: concepts [texts, concepts] int64, -1 where nothing is said; concept_shares [texts, concepts, values] and
+    label_shares [texts, labels], target distributions, all 0 where nothing is said: that adds nothing to the loss, and
+    takes no weight from other texts.
     """
 
     concepts: Tensor
@@ -28,7 +29,7 @@ class Targets(NamedTuple):
         """The targets of a split, between the majority's choice and the annotators' votes."""
 
         def mix(choices: np.ndarray, votes: np.ndarray) -> Tensor:
-            chosen = np.eye(votes.shape[-1], dtype=np.float32)[choices]
+            chosen = np.eye(votes.shape[-1], dtype=np.float32)[choices] * (choices != SILENT)[..., None]
             return torch.from_numpy(chosen + np.float32(vote_weight) * (votes - chosen))
 
         return cls(
@@ -61,14 +62,15 @@ class ClassWeights(NamedTuple):
     def balanced(cls, targets: Targets) -> ClassWeights:
         """The rarer, the heavier: texts / (classes × texts of the class), so that all classes weigh the same.
 
-        Classes that never occur don't count as one. The mean weight over the texts is 1. (King & Zeng 2001,
+        Classes that never occur don't count as one, nor do texts of which nothing is said. The mean weight over the
+        texts is 1. (King & Zeng 2001,
         section 4.1; ``class_weight="balanced"`` in scikit-learn.)
         """
 
         def balance(shares: Tensor) -> Tensor:
             counts = shares.sum(0)
             occurring = counts > 0
-            weights = len(shares) / (occurring.sum(-1, keepdim=True) * counts)
+            weights = counts.sum(-1, keepdim=True) / (occurring.sum(-1, keepdim=True) * counts)
             return torch.where(occurring, weights, 0.0)
 
         return cls(balance(targets.concept_shares), balance(targets.label_shares))

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.postgres import PostgreSQL, running
 
 CONCEPTS = {
     "food": {"Negative": ["bland", "cold", "burnt"], "Positive": ["tasty", "fresh", "rich"]},
@@ -168,3 +171,19 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, reviews: 
     folder = tmp_path_factory.mktemp("bundles") / "tiny"
     export_bundle(checkpoints.load(checkpoint), folder, data.load(str(reviews), "dev"), "dev")
     return folder
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[PostgreSQL]:
+    """A PostgreSQL that all tests share; whoever kills it starts one of their own."""
+    with running() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty ledger of the test's own."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'ledger.db'}"
+    server: PostgreSQL = request.getfixturevalue("postgresql")
+    return server.create()

@@ -120,6 +120,12 @@ async function call(path, body) {
   return message;
 }
 
+/** The answer to a request's one input; an input that failed has its error in its place. */
+function only([answer]) {
+  if (answer.error) throw new Problem(answer.error.message, answer.error.detail);
+  return answer;
+}
+
 function showProblem(error) {
   const known = error instanceof Problem;
   if (!known) console.warn("unexpected answer", error);
@@ -445,7 +451,7 @@ async function read() {
   try {
     const response = await call("v1/predict", { inputs: [text], explain: ["tokens", "subnetwork"] });
     if (number !== state.newest) return;
-    const answer = response.predictions[0];
+    const answer = only(response.predictions);
     showAnswer(answer, text);
     showCorrectionForm(answer);
     state.text = text;
@@ -486,7 +492,7 @@ async function correct() {
     const response = await call("v1/intervene", { inputs: [input], record: true });
     showRecent(); // recorded, even where its answer is no longer wanted
     if (number !== state.newest) return;
-    const outcome = response.interventions[0];
+    const outcome = only(response.interventions);
     showComparison(outcome);
     announce(`Answered again. ${changesInWords(outcome)}`);
     $("compare").scrollIntoView({ block: "nearest" });
@@ -701,7 +707,9 @@ function recordItem(record) {
         el("strong", { dir: "auto" }, after.label.value),
       ),
     ),
-    el("p", { class: "text record-text", dir: "auto" }, record.text),
+    record.text === null
+      ? el("p", { class: "help" }, "The text is not kept, only its hash.")
+      : el("p", { class: "text record-text", dir: "auto" }, record.text),
     el(
       "ul",
       { class: "record-corrections" },

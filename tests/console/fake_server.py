@@ -6,6 +6,7 @@ To look at it, in the repository's root: ``python -m uvicorn --factory tests.con
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import math
 import re
 from collections.abc import Awaitable, Callable
@@ -30,11 +31,13 @@ from serving.contract import (
     InterveneRequest,
     InterveneResponse,
     InterventionAnswer,
+    InterventionFailure,
     InterventionPage,
     InterventionRecord,
     LabelAnswer,
     Outcome,
     Prediction,
+    PredictionFailure,
     PredictRequest,
     PredictResponse,
     Subnetwork,
@@ -242,11 +245,13 @@ def create_app(switches: Switches | None = None) -> FastAPI:
     @app.post("/v1/predict")
     def predict(request: PredictRequest) -> Response:
         turn.requests.append(("predict", request.model_dump()))
-        predictions: list[Prediction] = []
+        predictions: list[Prediction | PredictionFailure] = []
         for at, item in enumerate(request.inputs):
             text = item.text if isinstance(item, TextInput) else item
             if not text.strip():
-                return refusal(422, f"Input {at} is empty: send a text with at least one character.")
+                empty = ErrorBody(type="invalid_input", message=f"Input {at}: the text is empty; send a word.")
+                predictions.append(PredictionFailure(id=str(at), error=empty))
+                continue
             said = answer(text, {}, list(request.explain))
             predictions.append(Prediction(id=str(at), **dict(said)))
         body = PredictResponse(model=MODEL, version=VERSION, predictions=predictions)
@@ -255,7 +260,7 @@ def create_app(switches: Switches | None = None) -> FastAPI:
     @app.post("/v1/intervene")
     def correct(request: InterveneRequest) -> Response:
         turn.requests.append(("intervene", request.model_dump()))
-        answers: list[InterventionAnswer] = []
+        answers: list[InterventionAnswer | InterventionFailure] = []
         for at, item in enumerate(request.inputs):
             outcome = intervene(item, turn.reached)
             number = len(turn.ledger) + 1
@@ -264,9 +269,12 @@ def create_app(switches: Switches | None = None) -> FastAPI:
                 InterventionRecord(
                     id=made,
                     created_at=datetime(2026, 1, 5, 12, tzinfo=UTC) + timedelta(minutes=number),
+                    who="anonymous",
                     model=MODEL,
                     version=VERSION,
+                    mask_version=VERSION,
                     text=item.text,
+                    text_sha256=hashlib.sha256(item.text.encode()).hexdigest(),
                     note=item.note,
                     outcome=outcome,
                 )

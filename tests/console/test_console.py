@@ -176,6 +176,18 @@ def test_error_is_shown_in_the_servers_words_and_goes_with_the_next_answer(conso
     expect(page.locator("#alert")).to_be_hidden()
 
 
+def test_error_in_the_place_of_the_answer_is_shown(console: Console) -> None:
+    page = console.open()
+    message = "Input 0: the text has 90000 characters; it may have at most 20000."
+    failed = {"id": "0", "error": {"type": "too_large", "message": message, "detail": {"limit": 20000}}}
+    console.server.failures.append((200, {"model": "m", "version": "v", "predictions": [failed]}))
+    page.get_by_label("Text to read").fill(REVIEW)
+    page.get_by_role("button", name="Read it").click()
+    expect(page.get_by_role("alert")).to_contain_text(message)
+    page.get_by_role("alert").get_by_text("Details").click()
+    expect(page.get_by_role("alert")).to_contain_text('"limit": 20000')
+
+
 @pytest.mark.parametrize(
     ("status", "body", "said"),
     [

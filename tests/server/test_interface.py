@@ -5,6 +5,8 @@ from __future__ import annotations
 import ipaddress
 import json
 import socket
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
@@ -12,7 +14,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.server.conftest import Server
+from tests.server.conftest import Server, wait_for
 
 REVIEW = "the pasta was tasty , the waiter was rude ."
 
@@ -102,6 +104,45 @@ def test_overload_is_429_with_retry_after(server: Server) -> None:
         if answer.status_code == 429:
             assert_is_error(answer, 429, "overloaded")
             assert int(answer.headers["retry-after"]) >= 1
+
+
+def test_request_past_its_time_is_504(server: Server) -> None:
+    body = {"inputs": [REVIEW] * 16, "explain": ["tokens", "subnetwork"]}
+    answer = httpx.post(f"{server.url}/v1/predict", json=body, headers={"x-request-timeout": "0.001"}, timeout=60)
+    assert_is_error(answer, 504, "deadline_exceeded")
+
+
+def test_work_of_clients_that_left_is_not_done(server: Server) -> None:
+    heavy = {"inputs": [REVIEW] * 15, "explain": ["tokens", "subnetwork"]}
+    light = json.dumps({"inputs": [REVIEW]}).encode()
+    head = f"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(light)}\r\n"
+    before = server.metrics().get("sparsecbm_cancelled_texts_total", 0)
+    stop = threading.Event()
+
+    def keep_busy() -> None:
+        while not stop.is_set():
+            server.post("/v1/predict", heavy)
+
+    def noticed() -> bool:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
+            connection.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + light)
+            time.sleep(0.01)  # for as long as the one before it runs
+        return server.metrics()["sparsecbm_cancelled_texts_total"] > before
+
+    with ThreadPoolExecutor(2) as pool:
+        busy = [pool.submit(keep_busy) for _ in range(2)]
+        try:
+            wait_for("a request whose client left is taken out of the queue", noticed, 60)
+        finally:
+            stop.set()
+    for worker in busy:
+        worker.result()
+
+
+def test_open_inference_protocol_is_served(server: Server) -> None:
+    tensor = {"name": "text", "shape": [1], "datatype": "BYTES", "data": [REVIEW]}
+    answer = server.post("/v2/models/tiny-reviews/infer", {"inputs": [tensor]})
+    assert answer.json()["outputs"][0]["data"] == [server.predict(REVIEW)["predictions"][0]["label"]["value"]]
 
 
 def test_body_over_the_limit_is_413(server: Server) -> None:

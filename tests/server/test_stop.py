@@ -32,7 +32,7 @@ class Ended:
 @pytest.fixture(scope="module", params=[signal.SIGTERM, signal.SIGINT], ids=["sigterm", "sigint"])
 def ended(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> Ended:
     with launching(tmp_path_factory.mktemp("ended")) as launcher:
-        server = launcher.start(bundle, "--max-inputs=512", "--max-queue=8192")
+        server = launcher.start(bundle, "--max-inputs=512", "--max-queue=8192", "--max-wait=600")
         body = {"inputs": [REVIEW] * 512, "explain": ["tokens", "subnetwork"]}
         with ThreadPoolExecutor(TOGETHER) as pool:
             asked = [pool.submit(server.post, "/v1/predict", body) for _ in range(TOGETHER)]

@@ -1,17 +1,27 @@
-"""The tiny bundle's engine, and metrics and a ledger of the test's own."""
+"""The tiny bundle's engine and the application over it, with metrics and a ledger of the test's own."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
+import uvicorn
+from fastapi import FastAPI
 from prometheus_client import values
 
+from serving.app import create_app
+from serving.batcher import Batcher
 from serving.engine import Engine, EngineSettings
 from serving.ledger import Ledger
 from serving.metrics import Metrics
+from serving.services import Services
+from serving.settings import Settings, read_settings
 from sparsecbm.bundle import Manifest, read_manifest
 
 
@@ -45,3 +55,56 @@ def metrics(tmp_path: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch)
     metrics = Metrics(tmp_path / "metrics", manifest)
     yield metrics
     metrics.close()
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return read_settings(
+        state_dir=tmp_path, max_body_bytes=20_000, max_inputs=4, max_text_chars=1000, max_queue=8, max_batch=4
+    )
+
+
+@pytest.fixture
+def idle_app(settings: Settings, engine: Engine, ledger: Ledger, metrics: Metrics) -> FastAPI:
+    """The application before it is started."""
+    batcher = Batcher(engine, metrics, settings.max_queue, settings.max_batch)
+    return create_app(Services(settings, engine, batcher, ledger, metrics))
+
+
+@pytest.fixture
+async def app(idle_app: FastAPI) -> AsyncIterator[FastAPI]:
+    async with idle_app.router.lifespan_context(idle_app):
+        yield idle_app
+
+
+@pytest.fixture
+async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://localhost") as client:
+        yield client
+
+
+@pytest.fixture
+def url(tmp_path: Path, engine: Engine, ledger: Ledger, metrics: Metrics) -> Iterator[str]:
+    """Where the application is served by a real server, with its own limits."""
+    settings = read_settings(state_dir=tmp_path)
+    batcher = Batcher(engine, metrics, settings.max_queue, settings.max_batch)
+    app = create_app(Services(settings, engine, batcher, ledger, metrics))
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started and thread.is_alive():
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
+
+
+def error(answer: httpx.Response, status: int, type: str) -> dict[str, Any]:
+    """The error in an answer, after a look at its shape."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/json"
+    content = answer.json()
+    assert set(content) == {"error"} and set(content["error"]) == {"type", "message", "detail"}
+    found: dict[str, Any] = content["error"]
+    assert found["type"] == type
+    return found

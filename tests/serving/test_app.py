@@ -12,65 +12,18 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
-from fastapi.openapi.models import OpenAPI
 from prometheus_client.parser import text_string_to_metric_families
 
-from serving.app import create_app
-from serving.batcher import Batcher
 from serving.contract import Answer, Explain
 from serving.engine import Engine
 from serving.ledger import Ledger
-from serving.metrics import Metrics
-from serving.routes import Services
-from serving.settings import Settings, read_settings
+from tests.serving.conftest import error
 
 pytestmark = pytest.mark.anyio
 
 SECRET = "zyzzyva"
 TASTY = "the pasta was tasty , the waiter was rude ."
 CORRECTION: dict[str, Any] = {"text": TASTY, "corrections": {"food": "Negative"}}
-ROUTES = {
-    "/v1/predict": "post",
-    "/v1/intervene": "post",
-    "/v1/interventions": "get",
-    "/v1/interventions/{id}": "get",
-    "/v1/model": "get",
-    "/metrics": "get",
-    "/healthz": "get",
-    "/readyz": "get",
-}
-
-
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return read_settings(
-        state_dir=tmp_path, max_body_bytes=20_000, max_inputs=4, max_text_chars=1000, max_queue=8, max_batch=4
-    )
-
-
-@pytest.fixture
-async def app(settings: Settings, engine: Engine, ledger: Ledger, metrics: Metrics) -> AsyncIterator[FastAPI]:
-    batcher = Batcher(engine, metrics, settings.max_queue, settings.max_batch)
-    app = create_app(Services(settings, engine, batcher, ledger, metrics))
-    async with app.router.lifespan_context(app):
-        yield app
-
-
-@pytest.fixture
-async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://localhost") as client:
-        yield client
-
-
-def error(answer: httpx.Response, status: int, type: str) -> dict[str, Any]:
-    """The error in an answer, after a look at its shape."""
-    assert answer.status_code == status, answer.text
-    assert answer.headers["content-type"] == "application/json"
-    content = answer.json()
-    assert set(content) == {"error"} and set(content["error"]) == {"type", "message", "detail"}
-    found: dict[str, Any] = content["error"]
-    assert found["type"] == type
-    return found
 
 
 async def post(client: httpx.AsyncClient, path: str, body: str | bytes, **headers: str) -> httpx.Response:
@@ -143,10 +96,20 @@ async def test_every_input_is_recorded(client: httpx.AsyncClient, ledger: Ledger
     assert [ledger.get(item["id"]).outcome.level for item in answered] == ["concept", "mask", "concept"]
 
 
-async def test_refused_request_records_nothing(client: httpx.AsyncClient, ledger: Ledger) -> None:
-    wrong = {"text": TASTY, "corrections": {"food": "sour"}}
-    error(await client.post("/v1/intervene", json={"inputs": [CORRECTION, wrong]}), 422, "invalid_input")
-    assert ledger.count() == 0
+async def test_correction_of_an_unknown_concept_fails_alone(client: httpx.AsyncClient, ledger: Ledger) -> None:
+    wrong = {"text": SECRET, "id": "mine", "corrections": {"ambiance": "Positive"}}
+    failed, answered = await intervene(client, wrong, CORRECTION)
+    assert set(failed) == {"input_id", "error"} and failed["input_id"] == "mine"
+    assert failed["error"]["message"].startswith("Input 0: ") and "food, service, noise" in failed["error"]["message"]
+    assert failed["error"]["detail"] == {"concept": "ambiance", "known": ["food", "service", "noise"]}
+    assert SECRET not in json.dumps(failed)
+    assert answered["input_id"] == "1" and ledger.get(answered["id"]).text == TASTY
+    assert ledger.count() == 1
+
+
+async def test_corrections_that_all_fail_record_nothing(client: httpx.AsyncClient, ledger: Ledger) -> None:
+    [failed] = await intervene(client, {"text": TASTY, "corrections": {"food": "sour"}})
+    assert failed["error"]["type"] == "invalid_input" and ledger.count() == 0
 
 
 async def test_ledger_is_paged_newest_first(client: httpx.AsyncClient) -> None:
@@ -185,7 +148,13 @@ async def test_card_is_the_manifest_without_the_heads_weights(client: httpx.Asyn
     card = (await client.get("/v1/model")).json()
     assert (card["name"], card["version"]) == ("tiny-reviews", engine.manifest.version)
     assert card["bytes"] == sum(card["files"].values())
-    assert card["limits"] == {"inputs": 4, "text_chars": 1000, "body_bytes": 20_000}
+    assert card["limits"] == {
+        "inputs": 4,
+        "text_chars": 1000,
+        "body_bytes": 20_000,
+        "json_depth": 16,
+        "timeout_s": 600,
+    }
     assert "head" not in card
 
 
@@ -194,7 +163,7 @@ async def test_process_is_alive(client: httpx.AsyncClient) -> None:
 
 
 async def test_running_engine_is_ready(client: httpx.AsyncClient) -> None:
-    assert (await client.get("/readyz")).json() == {"status": "ready"}
+    assert (await client.get("/readyz")).json()["status"] == "ready"
 
 
 async def test_stopped_engine_is_alive_but_not_ready(client: httpx.AsyncClient, app: FastAPI) -> None:
@@ -305,27 +274,51 @@ async def test_too_many_inputs_are_refused(client: httpx.AsyncClient, path: str)
 
 
 @pytest.mark.parametrize("path", ["/v1/predict", "/v1/intervene"])
-async def test_long_text_is_refused(client: httpx.AsyncClient, path: str) -> None:
+async def test_long_text_fails_alone(client: httpx.AsyncClient, path: str) -> None:
     text = SECRET * 200
-    item: object = {**CORRECTION, "text": text} if path == "/v1/intervene" else text
-    found = error(await client.post(path, json={"inputs": [item]}), 413, "too_large")
-    assert found["detail"] == {"input": 0, "characters": 1400, "limit": 1000}
-    assert SECRET not in json.dumps(found)
+    items: list[object] = [{**CORRECTION, "text": text}, CORRECTION] if path == "/v1/intervene" else [text, "fish"]
+    answer = await client.post(path, json={"inputs": items})
+    assert answer.status_code == 200
+    failed, answered = answer.json()["predictions" if path == "/v1/predict" else "interventions"]
+    assert failed["error"]["type"] == "too_large"
+    assert failed["error"]["detail"] == {"characters": 1400, "limit": 1000}
+    assert "error" not in answered and SECRET not in json.dumps(failed)
 
 
-async def test_empty_text_is_refused_with_its_position(client: httpx.AsyncClient) -> None:
-    found = error(await client.post("/v1/predict", json={"inputs": ["fish", " \n"]}), 422, "invalid_input")
-    assert found["message"].startswith("Input 1: the text is empty") and found["detail"] == {"input": 1}
+@pytest.mark.parametrize("place", range(3))
+async def test_empty_text_fails_alone_in_its_place(client: httpx.AsyncClient, place: int) -> None:
+    texts = ["fish", "soup", "pasta"]
+    expected = (await client.post("/v1/predict", json={"inputs": texts})).json()["predictions"]
+    texts[place] = " \n"
+    found = (await client.post("/v1/predict", json={"inputs": texts})).json()["predictions"]
+    failed = found.pop(place)
+    assert (failed["id"], failed["error"]["type"]) == (str(place), "invalid_input")
+    assert failed["error"]["message"].startswith(f"Input {place}: the text is empty")
+    assert [item["label"]["value"] for item in found] == [
+        item["label"]["value"] for at, item in enumerate(expected) if at != place
+    ]
 
 
-async def test_unknown_concept_is_refused_with_the_known_ones(client: httpx.AsyncClient) -> None:
-    wrong = {"text": SECRET, "corrections": {"ambiance": "Positive"}}
-    found = error(await client.post("/v1/intervene", json={"inputs": [wrong]}), 422, "invalid_input")
-    assert "food, service, noise" in found["message"]
-    assert SECRET not in json.dumps(found)
+async def test_inputs_that_all_fail_are_answered_without_the_engine(
+    client: httpx.AsyncClient, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(Engine, "predict")
+    answer = await client.post("/v1/predict", json={"inputs": ["", " "]})
+    assert [item["error"]["type"] for item in answer.json()["predictions"]] == ["invalid_input"] * 2
 
 
-DEEP = 9_000
+async def test_failed_inputs_are_no_predictions(client: httpx.AsyncClient) -> None:
+    await client.post("/v1/predict", json={"inputs": ["fish", ""]})
+    samples = [
+        item
+        for family in text_string_to_metric_families((await client.get("/metrics")).text)
+        for item in family.samples
+    ]
+    assert sum(item.value for item in samples if item.name == "sparsecbm_predictions_total") == 1
+    failed = {item.labels["type"]: item.value for item in samples if item.name == "sparsecbm_failed_inputs_total"}
+    assert failed == {"invalid_input": 1, "too_large": 0}
+
+
 BODIES = {
     "empty": b"",
     "no JSON": b'{"inputs": [zyzzyva',
@@ -343,8 +336,6 @@ BODIES = {
     "infinity": b'{"inputs": [-Infinity, 1e999]}',
     "large integer": b'{"inputs": [' + b"9" * 10_000 + b"]}",
     "large integer in a text's place": b'{"inputs": [{"text": ' + b"9" * 5_000 + b"}]}",
-    "deep lists": b'{"inputs": ' + b"[" * DEEP + b"]" * DEEP + b"}",
-    "deep objects": b'{"inputs": ' + b'{"a":' * 3000 + b"1" + b"}" * 3000 + b"}",
     "raw control character": b'{"inputs": ["zyzzyva \x00"]}',
     "duplicate keys": b'{"inputs": ["fish"], "inputs": [3]}',
     "unknown field": b'{"inputs": ["zyzzyva"], "label": "zyzzyva"}',
@@ -358,6 +349,22 @@ BODIES = {
 async def test_malformed_body_is_refused_without_its_words(client: httpx.AsyncClient, body: bytes) -> None:
     found = error(await post(client, "/v1/predict", body), 422, "invalid_input")
     assert SECRET not in json.dumps(found)
+
+
+DEEP = {
+    "lists": b'{"inputs": ' + b"[" * 9000 + b"]" * 9000 + b"}",
+    "objects": b'{"inputs": ' + b'{"a":' * 3000 + b"1" + b"}" * 3000 + b"}",
+    "just over": b'{"inputs": ' + b"[" * 16 + b"]" * 16 + b"}",
+}
+
+
+@pytest.mark.parametrize("body", DEEP.values(), ids=DEEP.keys())
+async def test_deep_body_is_refused(client: httpx.AsyncClient, body: bytes) -> None:
+    assert error(await post(client, "/v1/predict", body), 413, "too_large")["detail"] == {"limit": 16}
+
+
+async def test_brackets_in_texts_are_no_depth(client: httpx.AsyncClient) -> None:
+    assert (await client.post("/v1/predict", json={"inputs": ['[["{' * 50]})).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -453,51 +460,3 @@ class TestWhileTheLedgerIsAway:
 
     async def test_metrics_say_so(self, client: httpx.AsyncClient) -> None:
         assert "sparsecbm_ledger_up 0.0" in (await client.get("/metrics")).text
-
-
-# The description
-
-
-async def description(client: httpx.AsyncClient) -> dict[str, Any]:
-    found: dict[str, Any] = (await client.get("/openapi.json")).json()
-    return found
-
-
-async def test_description_is_openapi(client: httpx.AsyncClient) -> None:
-    document = await description(client)
-    assert document["openapi"].startswith("3.1")
-    OpenAPI.model_validate(document)
-
-
-async def test_description_lists_every_route(client: httpx.AsyncClient) -> None:
-    paths = (await description(client))["paths"]
-    assert {path: list(methods) for path, methods in paths.items()} == {
-        path: [method] for path, method in ROUTES.items()
-    }
-
-
-async def test_descriptions_references_lead_somewhere(client: httpx.AsyncClient) -> None:
-    document = await description(client)
-    schemas = document["components"]["schemas"]
-
-    def references(part: object) -> set[str]:
-        if isinstance(part, dict):
-            own = {part["$ref"]} if isinstance(part.get("$ref"), str) else set()
-            return own.union(*map(references, part.values()))
-        return set().union(*map(references, part)) if isinstance(part, list) else set()
-
-    assert {reference.removeprefix("#/components/schemas/") for reference in references(document)} <= set(schemas)
-
-
-async def test_described_errors_have_the_one_shape(client: httpx.AsyncClient) -> None:
-    shape = {"$ref": "#/components/schemas/ErrorResponse"}
-    for path, methods in (await description(client))["paths"].items():
-        for code, answer in methods[ROUTES[path]]["responses"].items():
-            if code != "200":
-                assert answer["content"]["application/json"]["schema"] == shape, (path, code)
-
-
-async def test_operations_have_names_of_their_own(client: httpx.AsyncClient) -> None:
-    paths = (await description(client))["paths"]
-    names = [operation["operationId"] for methods in paths.values() for operation in methods.values()]
-    assert len(set(names)) == len(names)

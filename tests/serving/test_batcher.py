@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any
 
@@ -98,7 +99,10 @@ async def busy(batcher: Batcher, model: GatedModel) -> asyncio.Task[list[str]]:
 
 
 async def labels(batcher: Batcher, *texts: str, explain: Sequence[Explain] = ()) -> list[str]:
-    return [answer.label.value for answer in await batcher.predict(texts, explain)]
+    return [
+        str(answer) if isinstance(answer, InputError) else answer.label.value
+        for answer in await batcher.predict(texts, explain)
+    ]
 
 
 async def tasks(*coroutines: Coroutine[Any, Any, Any]) -> list[asyncio.Task[Any]]:
@@ -161,22 +165,39 @@ async def test_order_and_repetition_of_explanations_make_no_kind(batcher: Batche
 
 async def test_intervention_is_answered(batcher: Batcher) -> None:
     [outcome] = await batcher.intervene([Intervention("a", {"food": "Positive"})])
-    assert outcome.corrections == {"food": "Positive"}
+    assert isinstance(outcome, Outcome) and outcome.corrections == {"food": "Positive"}
 
 
-@pytest.mark.parametrize(("text", "error"), [("refused", InputError), ("broken", ZeroDivisionError)])
-async def test_failing_job_fails_alone(batcher: Batcher, model: GatedModel, text: str, error: type[Exception]) -> None:
+async def test_refused_item_fails_alone(batcher: Batcher, model: GatedModel) -> None:
     first = await busy(batcher, model)
-    others = await tasks(labels(batcher, "a"), labels(batcher, text), labels(batcher, "b"))
+    others = await tasks(labels(batcher, "a"), labels(batcher, "b", "refused", "c"))
+    model.gate.set()
+    results = await asyncio.gather(first, *others)
+    assert results == [["first"], ["a"], ["b", "refused", "c"]]
+
+
+async def test_refused_item_has_its_error_in_its_place(batcher: Batcher) -> None:
+    [refused] = await batcher.predict(["refused"], [])
+    assert isinstance(refused, InputError)
+
+
+async def test_item_that_breaks_the_engine_beside_a_refused_one_fails_its_request(batcher: Batcher) -> None:
+    with pytest.raises(ZeroDivisionError):
+        await labels(batcher, "refused", "broken")
+
+
+async def test_failing_job_fails_alone(batcher: Batcher, model: GatedModel) -> None:
+    first = await busy(batcher, model)
+    others = await tasks(labels(batcher, "a"), labels(batcher, "broken"), labels(batcher, "b"))
     model.gate.set()
     results = await asyncio.gather(first, *others, return_exceptions=True)
     assert [results[0], results[1], results[3]] == [["first"], ["a"], ["b"]]
-    assert isinstance(results[2], error)
+    assert isinstance(results[2], ZeroDivisionError)
 
 
 async def test_batcher_goes_on_after_a_failure(batcher: Batcher) -> None:
-    with pytest.raises(InputError):
-        await labels(batcher, "refused")
+    with pytest.raises(ZeroDivisionError):
+        await labels(batcher, "broken")
     assert batcher.alive and await labels(batcher, "a") == ["a"]
 
 
@@ -188,6 +209,29 @@ async def test_overload_is_refused_with_the_time_to_come_again(batcher: Batcher,
     assert refused.value.detail["retry_after_s"] >= 1
     model.gate.set()
     await asyncio.gather(first, *waiting)
+
+
+async def test_wait_that_would_be_too_long_is_refused(told: Told) -> None:
+    class Slow(GatedModel):
+        """Takes at least 20 ms for a text."""
+
+        def _call(self, texts: Sequence[str], kind: tuple[str, ...]) -> None:
+            super()._call(texts, kind)
+            time.sleep(0.02 * len(texts))
+
+    model = Slow()
+    batcher = Batcher(model, told, max_queue=1000, max_batch=4, max_wait=0.1)
+    batcher.start()
+    await labels(batcher, "so that its speed is known")
+    first = await busy(batcher, model)
+    others = await tasks(*(labels(batcher, str(number)) for number in range(50)))
+    model.gate.set()
+    results = await asyncio.gather(first, *others, return_exceptions=True)
+    refused = [result for result in results if isinstance(result, OverloadedError)]
+    # At 50 texts/s or less, 0.1 s are over once more than 5 wait.
+    assert 51 - 1 - 6 <= len(refused) < 50
+    assert all(error.detail["retry_after_s"] >= 1 for error in refused)
+    await batcher.stop()
 
 
 async def test_what_still_fits_is_taken_under_load(batcher: Batcher, model: GatedModel) -> None:

@@ -1,153 +1,106 @@
-"""The ledger in a real database, written by several processes and killed ones."""
+"""The ledger in real databases, SQLite and PostgreSQL: what it keeps, gives back, lists, and answers again."""
 
 from __future__ import annotations
 
-import signal
-import sqlite3
-import subprocess
-import sys
+import hashlib
 import threading
 import time
-import uuid
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime, timedelta, timezone
 
 import pytest
 
-from serving.contract import Answer, Flipped, LabelAnswer, Level, Outcome
-from serving.ledger import Entry, Ledger
-from sparsecbm.errors import NotFoundError, SetupError, UnavailableError
+from serving.ledger import Claim, Correction, Entry, Filter, Ledger, Origin
+from sparsecbm.errors import ConflictError, InputError, NotFoundError, UnavailableError
+from tests.serving.entries import ORIGIN, entry, go, writer
+from tests.serving.entries import acknowledged as acknowledged_by
+from tests.serving.entries import all_ids as all_ids_of
 
-ROOT = Path(__file__).parents[2]
-WRITER = """
-import sys
-sys.path.insert(0, {root!r})
-from serving.contract import Answer, Flipped, LabelAnswer, Outcome
-from serving.ledger import Entry, Ledger
-answer = Answer(label=LabelAnswer(value="1", probability=1), probabilities=dict(), concepts=[], ask_next=[],
-                truncated=False)
-outcome = Outcome(level="mask", corrections=dict(food="Positive", noise="Negative"), reached=True, before=answer,
-                  after=answer, flipped=Flipped(label=False, concepts=[]), edits=[])
-ledger = Ledger({url!r})
-print("ready", flush=True)
-sys.stdin.readline()
-for number in range({count}):
-    [id] = ledger.record([Entry(f"text {{number}}", None, outcome)], "tiny", "0")
-    print(id, flush=True)
-"""
+CLAIM = Claim("key", "0" * 64)
 
 
-def entry(text: str = "rude", level: Level = "concept", note: str | None = None, **corrections: str) -> Entry:
-    answer = Answer(
-        label=LabelAnswer(value="1", probability=0.75),
-        probabilities={"1": 0.75, "2": 0.25},
-        concepts=[],
-        ask_next=[],
-        truncated=False,
-    )
-    outcome = Outcome(
-        level=level,
-        corrections=corrections or {"service": "Negative"},
-        reached=True,
-        before=answer,
-        after=answer,
-        flipped=Flipped(label=False, concepts=["service"]),
-        edits=[],
-    )
-    return Entry(text, note, outcome)
+@pytest.fixture
+def ledger(ledger_url: str) -> Iterator[Ledger]:
+    ledger = Ledger(ledger_url)
+    yield ledger
+    ledger.close()
 
 
-def writer(url: str, count: int) -> subprocess.Popen[str]:
-    """A process that is ready to record entries and to print the id of each that was acknowledged."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", WRITER.format(root=str(ROOT), url=url, count=count)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    return process
+@pytest.fixture
+def hashing(ledger_url: str) -> Iterator[Ledger]:
+    """A ledger that keeps no texts."""
+    ledger = Ledger(ledger_url, store_texts=False)
+    yield ledger
+    ledger.close()
 
 
-def go(process: subprocess.Popen[str]) -> None:
-    assert process.stdin is not None
-    process.stdin.write("\n")
-    process.stdin.flush()
+def listed(ledger: Ledger, only: Filter) -> list[str]:
+    return [record.id for record in ledger.page(100, only=only).interventions]
 
 
-def url(path: Path) -> str:
-    return f"sqlite:///{path}"
+def joined(ids: Sequence[str]) -> bytes:
+    return " ".join(ids).encode()
 
 
-def all_ids(ledger: Ledger, concept: str | None = None) -> list[str]:
-    ids: list[str] = []
-    after = None
-    while True:
-        page = ledger.page(100, after, concept)
-        ids += [record.id for record in page.interventions]
-        after = page.next
-        if after is None:
-            return ids
+# Recording
 
 
-def test_recorded_entry_is_read_back(ledger: Ledger) -> None:
-    given = entry("Das Café 🍝\n\0 was rude", "mask", "seen 'it' \"myself\"", service="Negative")
-    [id] = ledger.record([given], "tiny", "0123")
+@pytest.mark.parametrize(
+    "text", ["Das Café 🍝\n was rude", "\0", "a\x1a\0b\x1a\x1a0", "'; DROP TABLE interventions; --"]
+)
+def test_recorded_entry_is_read_back(ledger: Ledger, text: str) -> None:
+    given = entry(text, "mask", f"seen 'it' \"myself\": {text}", service="Negative")
+    [id] = ledger.record([given], Origin("ada", "tiny", "0123", "4567"))
     record = ledger.get(id)
-    assert Entry(record.text, record.note, record.outcome) == given
-    assert (record.id, record.model, record.version) == (id, "tiny", "0123")
+    assert (record.text, record.note, record.outcome) == (given.text, given.note, given.outcome)
+    assert (record.id, record.who, record.model) == (id, "ada", "tiny")
+    assert (record.version, record.mask_version) == ("0123", "4567")
+
+
+def test_texts_hash_is_kept_beside_it(ledger: Ledger) -> None:
+    [id] = ledger.record([entry("Café")], ORIGIN)
+    assert ledger.get(id).text_sha256 == hashlib.sha256("Café".encode()).hexdigest()
+
+
+def test_text_is_kept_as_its_hash_alone_where_the_setting_says_so(hashing: Ledger) -> None:
+    [id] = hashing.record([entry("Café", note="seen")], ORIGIN)
+    record = hashing.get(id)
+    assert (record.text, record.text_sha256) == (None, hashlib.sha256("Café".encode()).hexdigest())
+    assert record.note == "seen"
 
 
 def test_time_is_the_recordings_in_utc(ledger: Ledger) -> None:
     before = time.time()
-    [id] = ledger.record([entry()], "tiny", "0")
+    [id] = ledger.record([entry()], ORIGIN)
     created = ledger.get(id).created_at
-    assert created.utcoffset() is not None
+    assert created.utcoffset() == timedelta(0)
     assert before - 1e-3 <= created.timestamp() <= time.time()
 
 
-def test_entry_outlives_the_process(tmp_path: Path) -> None:
-    first = Ledger(url(tmp_path / "ledger.db"))
-    [id] = first.record([entry()], "tiny", "0")
-    first.close()
-    second = Ledger(url(tmp_path / "ledger.db"))
-    assert second.get(id).text == "rude"
-    second.close()
-
-
-def test_folder_of_the_database_is_made(tmp_path: Path) -> None:
-    ledger = Ledger(url(tmp_path / "a" / "b" / "ledger.db"))
-    assert ledger.count() == 0
+def test_entry_outlives_the_process(ledger: Ledger, ledger_url: str) -> None:
+    [id] = ledger.record([entry()], ORIGIN)
     ledger.close()
+    later = Ledger(ledger_url)
+    assert later.get(id).text == "rude"
+    later.close()
 
 
-def test_unknown_id_is_not_found(ledger: Ledger) -> None:
+@pytest.mark.parametrize("id", ["0198c0de-0000-7000-8000-000000000000", "\0", "a" * 5000, "' OR 1=1 --"])
+def test_unknown_id_is_not_found(ledger: Ledger, id: str) -> None:
+    ledger.record([entry()], ORIGIN)
     with pytest.raises(NotFoundError):
-        ledger.get("0198c0de-0000-7000-8000-000000000000")
-
-
-def test_ids_are_uuids_of_version_7(ledger: Ledger) -> None:
-    [id] = ledger.record([entry()], "tiny", "0")
-    assert uuid.UUID(id).version == 7 and uuid.UUID(id).variant == uuid.RFC_4122
-
-
-def test_ids_hold_the_time(ledger: Ledger) -> None:
-    before = time.time_ns() // 1_000_000
-    [id] = ledger.record([entry()], "tiny", "0")
-    assert before <= uuid.UUID(id).int >> 80 <= time.time_ns() // 1_000_000 + 1
+        ledger.get(id)
 
 
 def test_ids_sort_by_time(ledger: Ledger) -> None:
-    ids = ledger.record([entry() for _ in range(300)], "tiny", "0") + ledger.record([entry()], "tiny", "0")
+    ids = ledger.record([entry() for _ in range(300)], ORIGIN) + ledger.record([entry()], ORIGIN)
     assert ids == sorted(set(ids))
 
 
 def test_ids_of_several_threads_differ(ledger: Ledger) -> None:
     ids: list[str] = []
     ledger.prepare()
-    threads = [
-        threading.Thread(target=lambda: ids.extend(ledger.record([entry()] * 20, "tiny", "0"))) for _ in range(4)
-    ]
+    threads = [threading.Thread(target=lambda: ids.extend(ledger.record([entry()] * 20, ORIGIN))) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -155,15 +108,53 @@ def test_ids_of_several_threads_differ(ledger: Ledger) -> None:
     assert len(set(ids)) == 80 == ledger.count()
 
 
+def test_count_is_of_entries(ledger: Ledger) -> None:
+    ledger.record([entry(food="Positive", noise="Negative"), entry()], ORIGIN)
+    assert ledger.count() == 2
+
+
+def test_entries_are_recorded_all_or_none(ledger: Ledger) -> None:
+    half = entry()
+    half.outcome.level = None  # type: ignore[assignment]
+    with pytest.raises(UnavailableError):
+        ledger.record([entry(), half], ORIGIN)
+    assert ledger.count() == 0
+
+
+def test_processes_that_write_at_once_lose_nothing(ledger: Ledger, ledger_url: str) -> None:
+    writers = [writer(ledger_url, 25) for _ in range(3)]  # into tables that none has made yet
+    for process in writers:
+        go(process)
+    acknowledged = [id for process in writers for id in acknowledged_by(process)]
+    assert len(acknowledged) == 75 and all_ids_of(ledger) == sorted(acknowledged, reverse=True)
+
+
+def test_killed_writer_leaves_what_was_acknowledged_and_no_half_entry(ledger: Ledger, ledger_url: str) -> None:
+    process = writer(ledger_url, 100_000)
+    assert process.stdout is not None
+    go(process)
+    acknowledged = [process.stdout.readline().strip() for _ in range(20)]
+    process.kill()
+    acknowledged += acknowledged_by(process)
+    found = all_ids_of(ledger)
+    assert set(acknowledged) <= set(found)
+    made = [one.concepts for one in ledger.corrections("tiny")]
+    assert made == [{"food": "Positive", "noise": "Negative"}] * len(found)
+    assert ledger.record([entry()], ORIGIN)
+
+
+# Pages
+
+
 def test_page_is_newest_first(ledger: Ledger) -> None:
-    ids = ledger.record([entry(str(number)) for number in range(5)], "tiny", "0")
+    ids = ledger.record([entry(str(number)) for number in range(5)], ORIGIN)
     page = ledger.page(10)
     assert [record.id for record in page.interventions] == ids[::-1]
     assert page.next is None
 
 
 def test_pages_hold_every_entry_once(ledger: Ledger) -> None:
-    ids = ledger.record([entry() for _ in range(7)], "tiny", "0")
+    ids = ledger.record([entry() for _ in range(7)], ORIGIN)
     first = ledger.page(3)
     second = ledger.page(3, first.next)
     third = ledger.page(3, second.next)
@@ -172,182 +163,175 @@ def test_pages_hold_every_entry_once(ledger: Ledger) -> None:
 
 
 def test_full_last_page_has_no_next(ledger: Ledger) -> None:
-    ledger.record([entry() for _ in range(3)], "tiny", "0")
+    ledger.record([entry() for _ in range(3)], ORIGIN)
     assert ledger.page(3).next is None
 
 
 def test_entry_recorded_meanwhile_shifts_no_page(ledger: Ledger) -> None:
-    ids = ledger.record([entry() for _ in range(4)], "tiny", "0")
+    ids = ledger.record([entry() for _ in range(4)], ORIGIN)
     first = ledger.page(2)
-    ledger.record([entry()], "tiny", "0")
+    ledger.record([entry()], ORIGIN)
     assert [record.id for record in ledger.page(2, first.next).interventions] == ids[1::-1]
 
 
-def test_page_of_a_concept(ledger: Ledger) -> None:
-    given = [entry(food="Positive"), entry(noise="Negative"), entry(food="Negative", noise="Positive")]
-    ids = ledger.record(given, "tiny", "0")
-    assert [record.id for record in ledger.page(10, concept="food").interventions] == [ids[2], ids[0]]
+@pytest.mark.parametrize("after", ["", "next", "a" * 21, "a" * 23, "é" * 22, "0198c0de-0000-7000-8000-000000000000"])
+def test_cursor_of_no_page_is_refused(ledger: Ledger, after: str) -> None:
+    with pytest.raises(InputError, match="'next'"):
+        ledger.page(1, after)
 
 
-def test_page_of_a_level(ledger: Ledger) -> None:
-    ids = ledger.record([entry(), entry(level="mask")], "tiny", "0")
-    assert [record.id for record in ledger.page(10, level="mask").interventions] == [ids[1]]
+FILTERS: dict[str, tuple[Entry, Origin, Filter]] = {
+    "concept": (entry(food="Negative", noise="Positive"), ORIGIN, Filter(concept="food")),
+    "level": (entry(level="mask"), ORIGIN, Filter(level="mask")),
+    "label flipped": (entry(flips=True), ORIGIN, Filter(label_flipped=True)),
+    "who": (entry(), Origin("ada", "tiny", "0", "0"), Filter(who="ada")),
+    "version": (entry(), Origin("anonymous", "tiny", "1", "0"), Filter(version="1")),
+    "mask version": (entry(), Origin("anonymous", "tiny", "0", "1"), Filter(mask_version="1")),
+}
+
+
+@pytest.mark.parametrize(("given", "origin", "only"), FILTERS.values(), ids=FILTERS.keys())
+def test_filter_gives_what_it_asks_for(ledger: Ledger, given: Entry, origin: Origin, only: Filter) -> None:
+    ledger.record([entry()], ORIGIN)
+    ids = ledger.record([given], origin)
+    ledger.record([entry()], ORIGIN)
+    assert listed(ledger, only) == ids
+
+
+def test_unflipped_labels_are_filtered_too(ledger: Ledger) -> None:
+    ids = ledger.record([entry(), entry(flips=True)], ORIGIN)
+    assert listed(ledger, Filter(label_flipped=False)) == ids[:1]
+
+
+def test_filters_hold_together(ledger: Ledger) -> None:
+    ids = ledger.record([entry(food="Positive"), entry(level="mask", food="Positive"), entry(level="mask")], ORIGIN)
+    assert listed(ledger, Filter(concept="food", level="mask")) == ids[1:2]
 
 
 def test_filters_are_paged(ledger: Ledger) -> None:
-    ids = ledger.record([entry(food="Positive"), entry(noise="Positive")] * 3, "tiny", "0")
-    first = ledger.page(2, concept="food")
-    second = ledger.page(2, first.next, concept="food")
+    ids = ledger.record([entry(food="Positive"), entry(noise="Positive")] * 3, ORIGIN)
+    only = Filter(concept="food")
+    first = ledger.page(2, only=only)
+    second = ledger.page(2, first.next, only)
     assert [record.id for page in (first, second) for record in page.interventions] == ids[4::-2]
 
 
-@pytest.mark.parametrize("concept", ["nothing", "' OR 1=1 --", "%"])
+@pytest.mark.parametrize("concept", ["nothing", "' OR 1=1 --", "%", "\0"])
 def test_page_of_an_unknown_concept_is_empty(ledger: Ledger, concept: str) -> None:
-    ledger.record([entry()], "tiny", "0")
-    assert ledger.page(10, concept=concept).interventions == []
+    ledger.record([entry()], ORIGIN)
+    assert listed(ledger, Filter(concept=concept)) == []
 
 
-def test_count_is_of_entries(ledger: Ledger) -> None:
-    ledger.record([entry(food="Positive", noise="Negative"), entry()], "tiny", "0")
-    assert ledger.count() == 2
+def test_since_holds_its_moment_and_until_does_not(ledger: Ledger) -> None:
+    first, second, third = (ledger.get(*ledger.record([entry()], ORIGIN)) for _ in range(3))
+    assert first.created_at < second.created_at < third.created_at
+    only = Filter(since=second.created_at, until=third.created_at)
+    assert listed(ledger, only) == [second.id]
 
 
-def test_entries_are_recorded_all_or_none(ledger: Ledger) -> None:
-    half = entry()
-    half.outcome.level = None  # type: ignore[assignment]
-    with pytest.raises(UnavailableError):
-        ledger.record([entry(), half], "tiny", "0")
-    assert ledger.count() == 0
+def test_times_of_another_zone_are_the_same_moments(ledger: Ledger) -> None:
+    [id] = ledger.record([entry()], ORIGIN)
+    there = ledger.get(id).created_at.astimezone(timezone(timedelta(hours=-9)))
+    assert listed(ledger, Filter(since=there)) == [id]
 
 
-def test_processes_that_write_at_once_lose_nothing(tmp_path: Path) -> None:
-    database = url(tmp_path / "ledger.db")  # that none has made yet
-    writers = [writer(database, 25) for _ in range(3)]
-    for process in writers:
-        go(process)
-    acknowledged: list[str] = []
-    for process in writers:
-        out, _ = process.communicate(timeout=30)
-        assert process.returncode == 0
-        acknowledged += out.split()
-    ledger = Ledger(database)
-    assert len(acknowledged) == 75 and all_ids(ledger) == sorted(acknowledged, reverse=True)
+def test_times_before_and_after_all_time_leave_nothing_out(ledger: Ledger) -> None:
+    [id] = ledger.record([entry()], ORIGIN)
+    first = datetime.min.replace(tzinfo=timezone(timedelta(hours=14)))
+    last = datetime.max.replace(tzinfo=timezone(timedelta(hours=-14)))
+    assert listed(ledger, Filter(since=first, until=last)) == [id]
+
+
+# Idempotency keys
+
+
+def test_first_request_with_a_key_has_no_answer_yet(ledger: Ledger) -> None:
+    assert ledger.answered("ada", CLAIM) is None
+
+
+def test_answer_is_kept_with_what_was_recorded(ledger: Ledger, ledger_url: str) -> None:
+    answer = ledger.record_once([entry(), entry()], ORIGIN, CLAIM, joined)
     ledger.close()
+    later = Ledger(ledger_url)
+    assert later.answered(ORIGIN.who, CLAIM) == answer == joined(all_ids_of(later)[::-1])
+    later.close()
 
 
-def test_killed_writer_leaves_what_was_acknowledged_and_no_half_entry(tmp_path: Path) -> None:
-    database = url(tmp_path / "ledger.db")
-    process = writer(database, 100_000)
-    assert process.stdin is not None and process.stdout is not None
-    go(process)
-    acknowledged = [process.stdout.readline().strip() for _ in range(20)]
-    process.send_signal(signal.SIGKILL)
-    rest, _ = process.communicate()
-    acknowledged += [line for line in rest.splitlines(keepends=True) if line.endswith("\n")]
-    ledger = Ledger(database)
-    found = all_ids(ledger)
-    assert {id.strip() for id in acknowledged} <= set(found)
-    assert all_ids(ledger, "food") == all_ids(ledger, "noise") == found
-    assert ledger.record([entry()], "tiny", "0")
-    ledger.close()
-
-
-def test_database_in_a_file_that_is_none_is_unavailable(tmp_path: Path) -> None:
-    (tmp_path / "ledger.db").write_text("no database, but more than a header's worth of text" * 20)
-    ledger = Ledger(url(tmp_path / "ledger.db"))
-    with pytest.raises(UnavailableError):
-        ledger.record([entry()], "tiny", "0")
-    ledger.close()
-
-
-def test_database_below_a_file_is_unavailable(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    ledger = Ledger(url(tmp_path / "file" / "ledger.db"))
-    with pytest.raises(UnavailableError, match="can't be written"):
-        ledger.record([entry()], "tiny", "0")
-    ledger.close()
-
-
-def test_read_failure_says_that_predictions_go_on(tmp_path: Path) -> None:
-    (tmp_path / "ledger.db").mkdir()
-    ledger = Ledger(url(tmp_path / "ledger.db"))
-    with pytest.raises(UnavailableError, match="predictions go on"):
-        ledger.count()
-    ledger.close()
-
-
-def test_database_that_comes_back_is_used_again(tmp_path: Path) -> None:
-    (tmp_path / "ledger.db").mkdir()
-    ledger = Ledger(url(tmp_path / "ledger.db"))
-    with pytest.raises(UnavailableError):
-        ledger.count()
-    (tmp_path / "ledger.db").rmdir()
-    assert ledger.count() == 0
-    ledger.close()
-
-
-def test_write_waits_for_another_writer(ledger: Ledger, tmp_path: Path) -> None:
-    ledger.prepare()
-    other = sqlite3.connect(tmp_path / "ledger.db", check_same_thread=False)
-    other.execute("BEGIN IMMEDIATE")
-    timer = threading.Timer(0.3, other.rollback)
-    timer.start()
-    assert ledger.record([entry()], "tiny", "0")
-    timer.join()
-    other.close()
-
-
-def test_new_database_waits_for_whoever_turns_it_to_wal(tmp_path: Path) -> None:
-    other = sqlite3.connect(tmp_path / "ledger.db", check_same_thread=False)
-    other.execute("CREATE TABLE other (id)")
-    other.execute("BEGIN EXCLUSIVE")
-    timer = threading.Timer(0.3, other.rollback)
-    timer.start()
-    ledger = Ledger(url(tmp_path / "ledger.db"))
-    assert ledger.record([entry()], "tiny", "0")
-    ledger.close()
-    timer.join()
-    other.close()
-
-
-def newer(path: Path) -> Ledger:
-    old = Ledger(url(path))
-    old.prepare()
-    old.close()
-    with sqlite3.connect(path) as connection:
-        connection.execute("INSERT INTO ledger_schema VALUES (99)")
-    connection.close()
-    return Ledger(url(path))
-
-
-def test_newer_schema_is_refused_at_the_start(tmp_path: Path) -> None:
-    ledger = newer(tmp_path / "ledger.db")
-    with pytest.raises(SetupError, match="schema version 99"):
-        ledger.prepare()
-    ledger.close()
-
-
-def test_newer_schema_is_never_written(tmp_path: Path) -> None:
-    ledger = newer(tmp_path / "ledger.db")
-    with pytest.raises(UnavailableError, match="schema version 99"):
-        ledger.record([entry()], "tiny", "0")
-    ledger.close()
-
-
-def test_preparing_twice_changes_nothing(ledger: Ledger) -> None:
-    ledger.prepare()
-    ledger.record([entry()], "tiny", "0")
-    ledger.prepare()
+def test_key_recorded_before_records_nothing_more(ledger: Ledger) -> None:
+    answer = ledger.record_once([entry()], ORIGIN, CLAIM, joined)
+    assert ledger.record_once([entry()], ORIGIN, CLAIM, joined) == answer
     assert ledger.count() == 1
 
 
-@pytest.mark.parametrize("bad", ["", "ledger.db", "nosuchdatabase:///ledger", "sqlite+nosuchdriver:///ledger.db"])
-def test_bad_url_is_refused(bad: str) -> None:
-    with pytest.raises(SetupError, match="ledger's URL"):
-        Ledger(bad)
+@pytest.mark.parametrize(
+    "again",
+    [
+        lambda ledger, claim: ledger.answered(ORIGIN.who, claim),
+        lambda ledger, claim: ledger.record_once([entry()], ORIGIN, claim, joined),
+    ],
+    ids=["asked", "recorded"],
+)
+def test_key_with_another_body_is_a_conflict(ledger: Ledger, again: Callable[[Ledger, Claim], object]) -> None:
+    ledger.record_once([entry()], ORIGIN, CLAIM, joined)
+    with pytest.raises(ConflictError, match="another body"):
+        again(ledger, Claim(CLAIM.key, "1" * 64))
+    assert ledger.count() == 1
 
 
-def test_refused_url_is_not_repeated() -> None:
-    with pytest.raises(SetupError) as refused:
-        Ledger("nosuchdatabase://user:secret@host/ledger")
-    assert "secret" not in refused.value.message
+def test_keys_are_their_callers_own(ledger: Ledger) -> None:
+    first = ledger.record_once([entry()], ORIGIN, CLAIM, joined)
+    second = ledger.record_once([entry()], Origin("ada", "tiny", "0", "0"), CLAIM, joined)
+    assert first != second and ledger.count() == 2
+
+
+def test_requests_with_one_key_at_once_are_one(ledger: Ledger) -> None:
+    ledger.prepare()
+    start = threading.Barrier(8)
+    answers: list[bytes] = []
+
+    def request() -> None:
+        start.wait()
+        answers.append(ledger.record_once([entry()], ORIGIN, CLAIM, joined))
+
+    threads = [threading.Thread(target=request) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == [joined(all_ids_of(ledger))] * 8
+
+
+def test_key_is_free_again_when_nothing_was_recorded(ledger: Ledger) -> None:
+    half = entry()
+    half.outcome.level = None  # type: ignore[assignment]
+    with pytest.raises(UnavailableError):
+        ledger.record_once([half], ORIGIN, CLAIM, joined)
+    assert ledger.answered(ORIGIN.who, CLAIM) is None
+
+
+# Corrections
+
+
+def test_corrections_are_a_models_oldest_first(ledger: Ledger) -> None:
+    ledger.record([entry("first", food="Positive", noise="Negative")], ORIGIN)
+    ledger.record([entry("other")], Origin("anonymous", "other", "0", "0"))
+    ledger.record([entry("second", food="Negative")], ORIGIN)
+    made = [(one.text, one.concepts) for one in ledger.corrections("tiny")]
+    assert made == [("first", {"food": "Positive", "noise": "Negative"}), ("second", {"food": "Negative"})]
+
+
+def test_more_corrections_than_are_read_at_once_are_all_given(ledger: Ledger) -> None:
+    ledger.record([entry(str(number)) for number in range(1001)], ORIGIN)
+    assert [one.text for one in ledger.corrections("tiny")] == [str(number) for number in range(1001)]
+
+
+def test_correction_of_a_text_not_kept_has_its_hash(hashing: Ledger) -> None:
+    hashing.record([entry("rude")], ORIGIN)
+    [one] = hashing.corrections("tiny")
+    assert one == Correction(None, hashlib.sha256(b"rude").hexdigest(), {"service": "Negative"})
+
+
+def test_models_are_those_that_were_corrected(ledger: Ledger) -> None:
+    for model in ("tiny", "other", "tiny"):
+        ledger.record([entry()], Origin("anonymous", model, "0", "0"))
+    assert ledger.models() == ["other", "tiny"]

@@ -60,6 +60,10 @@ def test_hosts_may_be_repeated_flags() -> None:
         ("max_body_bytes", 1),
         ("max_inputs", 0),
         ("max_batch", 0),
+        ("max_json_depth", 3),
+        ("max_wait", 0),
+        ("request_timeout", 0),
+        ("otlp_endpoint", "collector:4318"),
         ("log_level", "loud"),
     ],
 )
@@ -72,6 +76,11 @@ def test_value_out_of_bounds_is_refused_by_flag_and_variable(name: str, value: o
 def test_requests_larger_than_the_queue_are_refused() -> None:
     with pytest.raises(SetupError, match=r"max_inputs \(100\) must not be above max_queue \(10\)"):
         read_settings(max_inputs=100, max_queue=10)
+
+
+def test_default_time_beyond_the_longest_is_refused() -> None:
+    with pytest.raises(SetupError, match=r"request_timeout \(60\) must not be above max_request_timeout \(30\)"):
+        read_settings(max_request_timeout=30)
 
 
 def test_unknown_setting_is_refused() -> None:

@@ -72,6 +72,16 @@ def test_train_without_json_says_what_comes_next(train: Train, tmp_path: Path) -
     assert checkpoints.load(tmp_path / "out").config.name == "mine"
 
 
+def test_train_learns_from_corrections(train: Train, tmp_path: Path) -> None:
+    corrections = tmp_path / "corrections.csv"
+    corrections.write_text("text,label,food,service\nthe soup was odd .,,Negative,\nthe staff was odd .,,,Positive\n")
+    ran = train(tmp_path / "out", "--corrections", str(corrections))
+    assert ran.code == 0, ran.err
+    assert "242 texts to learn from" in ran.err
+    assert f"2 of the texts to learn from are corrections from {corrections}" in ran.err
+    assert checkpoints.load(tmp_path / "out").config.training["corrections"] == 2
+
+
 def test_train_leaves_a_folder_alone_that_is_no_checkpoint(train: Train, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").touch()
     ran = train(tmp_path)

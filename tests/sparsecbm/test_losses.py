@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from sparsecbm.data import SILENT
 from sparsecbm.losses import ClassWeights, Targets, concept_loss, cross_entropy, label_loss
-from sparsecbm.model import SparseCBM
+from sparsecbm.model import Bottleneck, SparseCBM
 
 
 @pytest.fixture
@@ -23,6 +24,51 @@ def test_targets_lie_between_the_majority_and_the_votes(texts: Any) -> None:
     texts.data.labels[0] = 0
     assert Targets.of(texts.data, 0.5).label_shares[0].tolist() == [0.75, 0.125, 0.125]
     assert Targets.of(texts.data, 0).label_shares[0].tolist() == [1, 0, 0]
+
+
+@pytest.fixture
+def silent(texts: Any) -> Targets:
+    """Targets of texts of which the first says nothing of its label, and the second nothing of its first concept."""
+    texts.data.labels[0], texts.data.label_votes[0] = SILENT, 0
+    texts.data.concepts[1, 0], texts.data.concept_votes[1, 0] = SILENT, 0
+    return Targets.of(texts.data, 0.5)
+
+
+def test_nothing_said_is_no_target(silent: Targets) -> None:
+    assert silent.label_shares[0].tolist() == [0, 0, 0] and silent.concept_shares[1, 0].tolist() == [0, 0, 0]
+    assert silent.label_shares[1:].sum(-1).tolist() == [1] * (len(silent.label_shares) - 1)
+
+
+@pytest.mark.parametrize("rate", [0.0, 1.0])
+def test_label_of_which_nothing_is_said_teaches_nothing(model: SparseCBM, silent: Targets, rate: float) -> None:
+    targets, weights = silent.rows(np.array([0])), ClassWeights.even(silent)
+    logits, vectors = torch.randn(1, 2, 3), torch.randn(1, 2, 3, 5, requires_grad=True)
+    logits[:, 1, 2] = -torch.inf
+    loss = label_loss(model, Bottleneck(logits, vectors), targets, weights, rate)
+    loss.backward()
+    assert loss.item() == 0
+    assert vectors.grad is not None and not vectors.grad.any()
+
+
+def test_concept_of_which_nothing_is_said_teaches_nothing(silent: Targets) -> None:
+    targets, weights = silent.rows(np.array([1])), ClassWeights.even(silent)
+    logits = torch.randn(1, 2, 3, requires_grad=True)
+    concept_loss(Bottleneck(logits, torch.zeros(1, 2, 3, 5)), targets, weights).backward()
+    assert logits.grad is not None
+    assert not logits.grad[0, 0].any() and logits.grad[0, 1].any()
+
+
+def test_nothing_said_takes_no_weight_from_other_texts(silent: Targets) -> None:
+    logits = torch.randn(len(silent.label_shares), 3)
+    said = F.cross_entropy(logits[1:], silent.label_shares[1:], reduction="sum")
+    loss = cross_entropy(logits, silent.label_shares, torch.ones(3))
+    torch.testing.assert_close(loss * len(logits), said)
+
+
+def test_balanced_weights_count_what_is_said_alone(silent: Targets) -> None:
+    weights = ClassWeights.balanced(silent)
+    said = weights.label * silent.label_shares
+    torch.testing.assert_close(said.sum(), torch.tensor(float(len(silent.label_shares) - 1)))
 
 
 def test_rows_are_those_of_the_texts_asked_for(texts: Any, targets: Targets) -> None:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import FileResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 import sparsecbm
-from serving import problems
-from serving.middleware import RequestMiddleware
+from serving import access, problems
+from serving.keys import Keyring
+from serving.middleware import REQUEST_ID, RequestMiddleware
+from serving.origins import OriginMiddleware
 from serving.routes import Services, add_routes
 from sparsecbm.errors import SparseCBMError
 
@@ -29,7 +33,7 @@ _MESSAGES = {
 
 
 def create_app(services: Services, *, returns_id: bool = True) -> FastAPI:
-    """The application over an engine, a ledger and metrics.
+    """The application over an engine, a ledger and metrics, behind keys where the settings need them.
 
     Args:
         services: what it answers with; its batcher is started and stopped with the application.
@@ -42,7 +46,10 @@ def create_app(services: Services, *, returns_id: bool = True) -> FastAPI:
         yield
         await services.batcher.stop()
 
-    app = FastAPI(
+    settings = services.settings
+    needed = access.table(settings.open_metrics)
+    keyring = Keyring(settings.keys_path) if settings.needs_keys else None
+    app = _Application(
         title="SparseCBM",
         summary="Text classification that predicts human concepts first, says why, and can be corrected.",
         version=sparsecbm.__version__,
@@ -52,12 +59,9 @@ def create_app(services: Services, *, returns_id: bool = True) -> FastAPI:
         redirect_slashes=False,
         lifespan=lifespan,
         middleware=[
-            Middleware(
-                RequestMiddleware,
-                metrics=services.metrics,
-                hosts=services.settings.allowed_hosts,
-                returns_id=returns_id,
-            )
+            Middleware(RequestMiddleware, metrics=services.metrics, returns_id=returns_id),
+            Middleware(OriginMiddleware, hosts=settings.known_hosts, origins=settings.cors_origins),
+            *_cors(settings.cors_origins),
         ],
         exception_handlers={
             SparseCBMError: _ours,
@@ -74,7 +78,34 @@ def create_app(services: Services, *, returns_id: bool = True) -> FastAPI:
         Route("/docs", _page("docs/index.html", _DOCS_POLICY)),
         Route("/", _page("console/index.html")),
     ]
+    access.guard(app.routes, needed, keyring)
+    app.state.described_roles = needed if keyring else None
     return app
+
+
+class _Application(FastAPI):
+    """Its OpenAPI document says which operations need a key, where the server does."""
+
+    def openapi(self) -> dict[str, Any]:
+        made = self.openapi_schema is not None
+        document = super().openapi()
+        if not made and self.state.described_roles is not None:
+            access.describe(document, self.state.described_roles)
+        return document
+
+
+def _cors(origins: Sequence[str]) -> list[Middleware]:
+    if not origins:
+        return []
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["authorization", "content-type", "idempotency-key", REQUEST_ID],
+            expose_headers=["retry-after", REQUEST_ID],
+        )
+    ]
 
 
 # Swagger UI sets style attributes; its scripts come from this server like everything else.

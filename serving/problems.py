@@ -8,13 +8,12 @@ from typing import Any
 from starlette.responses import Response
 
 from serving.contract import ErrorBody, ErrorResponse
-from sparsecbm.errors import InputError, OverloadedError, SparseCBMError
+from sparsecbm.errors import InputError, OverloadedError, SparseCBMError, UnauthorizedError
 
 INTERNAL = "The server failed at this request; its log says why, under the request id."
 # Types of error by status, where no class of sparsecbm.errors stands for it.
 TYPES = {
     400: "bad_request",
-    403: "unknown_host",
     404: "not_found",
     405: "method_not_allowed",
     415: "unsupported_media_type",
@@ -35,12 +34,14 @@ def problem(
 
 
 def from_error(error: SparseCBMError) -> Response:
-    """One of our own errors as a response with its status; 429 says when to come again."""
+    """One of our own errors as a response with its status; 429 says when to come again, 401 how to say who one is."""
     if error.status == 500:
         return problem(500, TYPES[500], INTERNAL)
     headers = {}
     if isinstance(error, OverloadedError):
         headers["retry-after"] = str((error.detail or {}).get("retry_after_s", 1))
+    if isinstance(error, UnauthorizedError):
+        headers["www-authenticate"] = "Bearer"
     return problem(error.status, error.type, error.message, error.detail, headers)
 
 

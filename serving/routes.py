@@ -46,7 +46,7 @@ _log = structlog.get_logger()
 _JSON = "application/json"
 _ERRORS = {
     400: "The request is not well-formed HTTP, or its body broke off.",
-    403: "The Host header names no host of this server.",
+    403: "The Host header names no host of this server, or a page of another site sent the request.",
     404: "There is nothing of this id.",
     413: "The body, a text or the number of inputs is over its limit.",
     415: "The body is not declared as application/json.",

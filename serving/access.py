@@ -88,7 +88,9 @@ def describe(document: dict[str, Any], needed: dict[str, Role | None]) -> None:
             if role is None:
                 continue
             operation["security"] = [{_SCHEME: []}]
-            operation["description"] = f"{operation.get('description', '')}\n\nNeeds a key of the role `{role}`.".strip()
+            operation["description"] = (
+                f"{operation.get('description', '')}\n\nNeeds a key of the role `{role}`.".strip()
+            )
             for status, description in _REFUSALS.items():
                 content = {"application/json": {"schema": schema}}
                 operation["responses"][status] = {"description": description, "content": content}

@@ -43,11 +43,13 @@ def _parameter(name: str) -> inspect.Parameter:
     field = Settings.model_fields[name]
     kind = _kind(field.annotation)
     flag = name.replace("_", "-")
-    default = f"no-{flag}" if field.default is False else "" if field.default in (None, "", []) else str(field.default)
+    default = str(field.default)
+    if kind is bool:
+        default = flag if field.default else f"no-{flag}"
     told: dict[str, Any] = {
         "envvar": f"{ENV_PREFIX}{name.upper()}",
         "help": field.description,
-        "show_default": default,
+        "show_default": False if field.default in (None, "", []) else default,
     }
     if name == "bundle":
         option = typer.Argument(**told)
@@ -55,7 +57,9 @@ def _parameter(name: str) -> inspect.Parameter:
         option = typer.Option(f"--{flag}/--no-{flag}", **told)
     else:
         option = typer.Option(f"--{flag.removesuffix('s') if kind == list[str] else flag}", **told)
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option])
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
+    )
 
 
 def _kind(annotation: Any) -> Any:
@@ -100,7 +104,9 @@ def create(
     if as_json:
         typer.echo(json.dumps({"key": secret, **_shown(key)}))
     else:
-        typer.echo(f"key {key.id} of {key.name}, who may {key.role}; it is kept as a hash, so this is its only copy:", err=True)
+        typer.echo(
+            f"key {key.id} of {key.name}, who may {key.role}; it is kept as a hash, so this is its only copy:", err=True
+        )
         typer.echo(secret)
 
 

@@ -101,7 +101,9 @@ def revoke(path: Path, id: str) -> Key:
     def without(keys: list[Key]) -> list[Key]:
         revoked.extend(key for key in keys if key.id == id)
         if not revoked:
-            raise SetupError(f"There is no key with the id {id!r} in {path}; 'sparsecbm keys list' shows those there are.")
+            raise SetupError(
+                f"There is no key with the id {id!r} in {path}; 'sparsecbm keys list' shows those there are."
+            )
         return [key for key in keys if key not in revoked]
 
     _change(path, without)
@@ -198,17 +200,17 @@ def _change(path: Path, change: Callable[[list[Key]], list[Key]]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path.parent) as folder:
             content = _File(keys=change(read(path))).model_dump_json(indent=2) + "\n"
-            descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # its mode is 0600
-            try:
-                with open(descriptor, "w", encoding="utf-8") as file:
+            # A temporary file's mode is 0600.
+            with tempfile.NamedTemporaryFile("w", prefix=f".{path.name}.", dir=path.parent, delete=False) as file:
+                try:
                     _give_to_owner(file.fileno(), path)
                     file.write(content)
                     file.flush()
                     os.fsync(file.fileno())
-                Path(name).replace(path)
-            except BaseException:
-                Path(name).unlink(missing_ok=True)
-                raise
+                    Path(file.name).replace(path)
+                except BaseException:
+                    Path(file.name).unlink()
+                    raise
             os.fsync(folder)
     except OSError as error:
         raise SetupError(f"The keys in {path} can't be written: {error.strerror}.") from error

@@ -40,7 +40,9 @@ class OriginMiddleware:
             )
             await problems.problem(403, "unknown_host", message)(scope, receive, send)
         elif scope["method"] not in _SAFE and not self._may_post(headers):
-            message = "A page of another site sent this request. Name its origin in the setting cors_origins to allow it."
+            message = (
+                "A page of another site sent this request. Name its origin in the setting cors_origins to allow it."
+            )
             await problems.problem(403, "cross_site", message)(scope, receive, send)
         else:
             await self._app(scope, receive, send)

@@ -148,6 +148,10 @@ def _check_port(settings: Settings) -> None:
         try:
             probe.bind((settings.host, settings.port))
         except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL:
+                raise SetupError(
+                    f"This machine has no address {settings.host}. Choose one of its own with --host, or 0.0.0.0 for all."
+                ) from error
             why = (
                 "is taken by another program"
                 if error.errno == errno.EADDRINUSE

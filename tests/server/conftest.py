@@ -201,7 +201,8 @@ class Launcher:
         recorder = _IMPORTS_RECORDER.format(folder=str(folder / "imported"))
         (folder / "python/sitecustomize.py").write_text(recorder)
         inherited = {name: value for name, value in os.environ.items() if not _MEANT_FOR_US.match(name)}
-        given = {"HOME": str(folder / "home"), "TMPDIR": str(self.scratch), "PYTHONPATH": str(folder / "python")}
+        path = os.pathsep.join(filter(None, [str(folder / "python"), inherited.get("PYTHONPATH")]))
+        given = {"HOME": str(folder / "home"), "TMPDIR": str(self.scratch), "PYTHONPATH": path}
         port = free_port()
         with (folder / "out").open("wb") as out, (folder / "err").open("wb") as err:
             process = subprocess.Popen(

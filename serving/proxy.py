@@ -20,7 +20,7 @@ from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 _LAUNCHER = """#!/bin/sh
-exec "{python}" -I -S "{file}" "{haproxy}" "{bind}" "$@"
+exec "{python}" -I -S "{file}" "{folder}" "{bind}" "{haproxy}" "$@"
 """
 # HAProxy 2.8 ignores those of 400 and 408 for a request that it can't parse or that doesn't come (its issue 3032).
 _ERRORS: dict[int, tuple[str, str, str, dict[str, str]]] = {
@@ -42,7 +42,7 @@ def write_launcher(path: Path, haproxy: str, host: str, port: int) -> None:
     """Writes the program that Ray starts in place of HAProxy.
 
     Args:
-        path: the program's file; its folder must be this user's alone.
+        path: the program's file; its folder, which has the files of `write_errors`, must be this user's alone.
         haproxy: path of HAProxy itself.
         host: IP address that users reach. Ray knows nothing of it: what Ray binds to its host stays on loopback.
         port: its port.
@@ -51,7 +51,7 @@ def write_launcher(path: Path, haproxy: str, host: str, port: int) -> None:
     if host == "::":
         bind += " v4v6"
     file = Path(__file__).resolve()
-    path.write_text(_LAUNCHER.format(python=sys.executable, file=file, haproxy=haproxy, bind=bind))
+    path.write_text(_LAUNCHER.format(python=sys.executable, file=file, folder=path.parent, bind=bind, haproxy=haproxy))
     path.chmod(0o700)
 
 
@@ -86,7 +86,7 @@ def write_errors(folder: Path, headers: dict[str, str]) -> None:
     """Writes HAProxy's own answers, as whole HTTP responses.
 
     Args:
-        folder: where to; that of HAProxy's configuration.
+        folder: where to.
         headers: what each of them has besides its own.
     """
     for status, (line, type, message, own) in _ERRORS.items():
@@ -96,13 +96,13 @@ def write_errors(folder: Path, headers: dict[str, str]) -> None:
         (folder / f"{status}.http").write_text(f"HTTP/1.1 {line}\r\n{head}\r\n{body}", newline="")
 
 
-def main(haproxy: str, bind: str, arguments: list[str]) -> None:
+def main(folder: Path, bind: str, haproxy: str, arguments: list[str]) -> None:
     """Becomes HAProxy."""
     config = Path(arguments[arguments.index("-f") + 1])
-    config.write_text(tighten(config.read_text(), bind, config.parent))
+    config.write_text(tighten(config.read_text(), bind, folder))
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     os.execv(haproxy, [haproxy, *arguments])
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], sys.argv[3:])
+    main(Path(sys.argv[1]), *sys.argv[2:4], sys.argv[4:])

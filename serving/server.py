@@ -150,7 +150,7 @@ def _check_port(settings: Settings) -> None:
         except OSError as error:
             if error.errno == errno.EADDRNOTAVAIL:
                 raise SetupError(
-                    f"This machine has no address {settings.host}. Choose one of its own with --host, or 0.0.0.0 for all."
+                    f"This machine has no address {settings.host}. Name one of its own with --host, or 0.0.0.0 for all."
                 ) from error
             why = (
                 "is taken by another program"

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import socket
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 
 import httpx
 import psutil
 import pytest
 
-from tests.server.conftest import Server
+from tests.server.conftest import Server, is_loopback
 
 REVIEW = "the pasta was tasty , the waiter was rude ."
 
@@ -62,32 +60,13 @@ def test_nothing_is_written_outside_of_its_own_folders(server: Server) -> None:
     assert list(server.home.iterdir()) == []
 
 
-def open_ports(server: Server) -> list[tuple[str, str, int]]:
-    """What the server's processes listen on and receive datagrams at: process name, address, port."""
-    ports = []
-    for process in server.processes():
-        with suppress(psutil.NoSuchProcess):  # HAProxy starts anew for each change of the replicas
-            ports += [
-                (process.name(), str(found.laddr[0]), int(found.laddr[1]))
-                for found in process.net_connections("inet")
-                if found.status == psutil.CONN_LISTEN or (found.type == socket.SOCK_DGRAM and not found.raddr)
-            ]
-    return ports
-
-
-def is_loopback(address: str) -> bool:
-    read = ipaddress.ip_address(address)
-    mapped = read.ipv4_mapped if isinstance(read, ipaddress.IPv6Address) else None
-    return (mapped or read).is_loopback
-
-
 def test_every_port_is_on_loopback(server: Server) -> None:
     server.predict(REVIEW)
-    assert [found for found in open_ports(server) if not is_loopback(found[1])] == []
+    assert [found for found in server.ports() if not is_loopback(found[1])] == []
 
 
 def test_proxy_is_haproxy(server: Server) -> None:
-    assert [name for name, _, port in open_ports(server) if port == server.port] == ["haproxy"]
+    assert [name for name, _, port in server.ports() if port == server.port] == ["haproxy"]
 
 
 def test_overload_is_429_with_retry_after(server: Server) -> None:

@@ -197,7 +197,7 @@ def _change(path: Path, change: Callable[[list[Key]], list[Key]]) -> None:
     """Replaces the file in one step; changes of several programs come one after another."""
     path = path.resolve()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _locked(path.parent) as folder:
             content = _File(keys=change(read(path))).model_dump_json(indent=2) + "\n"
             # A temporary file's mode is 0600.

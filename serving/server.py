@@ -115,11 +115,10 @@ def check(settings: Settings) -> Manifest:
         BundleError, SetupError: as `serve`.
     """
     if settings.needs_keys and not keys.read(settings.keys_path):
-        else_ = "" if settings.loopback else ", or serve on 127.0.0.1, where none is needed"
         raise SetupError(
             f"The server refuses to start on {settings.host} without API keys, and {settings.keys_path} holds none: "
             "whoever reaches it could correct the model. Make one with 'sparsecbm keys create --role operate --name "
-            f"NAME'{else_}."
+            "NAME'; none is needed on 127.0.0.1 without --require-keys."
         )
     if _haproxy() is None and not settings.loopback:
         raise SetupError(
@@ -130,6 +129,10 @@ def check(settings: Settings) -> Manifest:
     _check_port(settings)
     ledger = Ledger(settings.ledger_url)
     try:
+        # The ledger holds what users wrote: a folder made for it is nobody else's. If it can't be made, the ledger
+        # says so.
+        with suppress(OSError):
+            settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         ledger.prepare()
     except UnavailableError as error:
         raise SetupError(

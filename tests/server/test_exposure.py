@@ -13,9 +13,11 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from playwright.sync_api import expect
 
 from serving import keys
 from serving.keys import ROLES, Role
+from tests.console.conftest import chromium
 from tests.server.conftest import Launcher, Server, is_loopback, launching, wait_for
 
 REVIEW = "the pasta was tasty , the waiter was rude ."
@@ -66,6 +68,10 @@ def test_rays_token_is_in_no_file_output_or_command_line(server: Server) -> None
     assert len(files) > 20  # or Ray's logs are elsewhere
     assert [path for path in files if token.encode() in path.read_bytes()] == []
     assert [process for process in server.processes() if token in " ".join(process.cmdline())] == []
+
+
+def test_state_folder_is_the_users_alone(server: Server) -> None:
+    assert server.state.stat().st_mode & 0o777 == 0o700
 
 
 # A server on every interface
@@ -179,6 +185,20 @@ def test_no_key_is_in_a_file_or_printed(opened: Open) -> None:
     files = [path for folder in (opened.server.folder, opened.server.scratch) for path in folder.rglob("*")]
     held = [path for path in [*files, *opened.server.state.iterdir()] if path.is_file()]
     assert [path for path in held if any(key.encode() in path.read_bytes() for key in opened.keys.values())] == []
+
+
+@pytest.mark.slow
+def test_console_reads_with_a_key(opened: Open) -> None:
+    with chromium() as browser:
+        page = browser.new_page()
+        page.set_default_timeout(30_000)
+        page.goto(opened.server.url)
+        page.get_by_label("Key", exact=True).fill(opened.keys["correct"])
+        page.get_by_role("button", name="Use this key").click()
+        page.get_by_role("heading", name="tiny-reviews").wait_for()
+        page.get_by_label("Text to read").fill(REVIEW)
+        page.get_by_role("button", name="Read it").click()
+        expect(page.get_by_role("article", name="Concept food")).to_be_visible()
 
 
 @pytest.mark.slow

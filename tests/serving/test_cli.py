@@ -9,20 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
 
 from serving import server
-from serving.cli import app
 from serving.settings import Settings
-from sparsecbm.errors import SetupError
+from tests.program import Ran, sparsecbm
 
 
 @pytest.fixture(autouse=True)
-def wide_and_without_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+def without_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith("SPARSECBM_"):
             monkeypatch.delenv(name)
-    monkeypatch.setenv("COLUMNS", "400")
 
 
 @pytest.fixture
@@ -32,10 +29,10 @@ def state(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(*arguments: str) -> Result:
-    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result
+def run(*arguments: str) -> Ran:
+    ran = sparsecbm(*arguments)
+    assert ran.code == 0, ran.err
+    return ran
 
 
 def served(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Settings:
@@ -51,8 +48,8 @@ def served(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Settings:
 
 @pytest.mark.parametrize("name", Settings.model_fields)
 def test_help_shows_every_setting_with_its_variable(name: str) -> None:
-    [line] = [line for line in run("serve", "--help").output.splitlines() if f"SPARSECBM_{name.upper()}]" in line]
-    assert str(Settings.model_fields[name].description)[:60] in line
+    shown = " ".join(re.sub("[│╭─╮╰╯]", " ", run("serve", "--help").out).split())
+    assert f"{Settings.model_fields[name].description} [env var: SPARSECBM_{name.upper()}]" in shown
 
 
 OTHERS: dict[str, tuple[list[str], Any]] = {
@@ -88,41 +85,40 @@ def test_list_in_the_environment_is_one(monkeypatch: pytest.MonkeyPatch, given: 
 
 def test_created_key_alone_is_on_standard_output(state: Path) -> None:
     result = run("keys", "create", "--name", "ada", "--role", "correct")
-    assert re.fullmatch(r"sparsecbm_[\w-]{43}\n", result.stdout)
-    assert "key " in result.stderr and "ada, who may correct" in result.stderr
+    assert re.fullmatch(r"sparsecbm_[\w-]{43}\n", result.out)
+    assert "key " in result.err and "ada, who may correct" in result.err
 
 
 def test_created_key_is_shown_this_once(state: Path) -> None:
-    key = run("keys", "create", "--name", "ada", "--role", "correct").stdout.strip()
-    listed = run("keys", "list").output
+    key = run("keys", "create", "--name", "ada", "--role", "correct").out.strip()
+    listed = run("keys", "list").out
     assert "ada" in listed and key not in listed and key not in (state / "keys.json").read_text()
 
 
 def test_keys_are_listed_as_json(state: Path) -> None:
-    made = json.loads(run("keys", "create", "--name", "ada", "--role", "operate", "--json").stdout)
+    made = json.loads(run("keys", "create", "--name", "ada", "--role", "operate", "--json").out)
     assert made.pop("key").startswith("sparsecbm_")
-    assert json.loads(run("keys", "list", "--json").stdout) == [made]
+    assert json.loads(run("keys", "list", "--json").out) == [made]
     assert (made["name"], made["role"]) == ("ada", "operate")
 
 
 def test_revoked_key_is_not_listed(state: Path) -> None:
     ids = [
-        json.loads(run("keys", "create", "--name", name, "--role", "predict", "--json").stdout)["id"]
+        json.loads(run("keys", "create", "--name", name, "--role", "predict", "--json").out)["id"]
         for name in ("ada", "bob")
     ]
-    assert "key " in run("keys", "revoke", ids[0]).output
-    assert [key["id"] for key in json.loads(run("keys", "list", "--json").stdout)] == ids[1:]
+    assert "key " in run("keys", "revoke", ids[0]).out
+    assert [key["id"] for key in json.loads(run("keys", "list", "--json").out)] == ids[1:]
 
 
 def test_unknown_id_is_refused(state: Path) -> None:
-    with pytest.raises(SetupError, match="no key with the id 'ada'"):
-        run("keys", "revoke", "ada")
+    ran = sparsecbm("keys", "revoke", "ada")
+    assert ran.code == 2 and "no key with the id 'ada'" in ran.err
 
 
 def test_unknown_role_is_refused_with_the_known_ones(state: Path) -> None:
-    result = CliRunner().invoke(app, ["keys", "create", "--name", "ada", "--role", "king"])
-    assert result.exit_code == 2
-    assert "'predict', 'correct', 'operate'" in result.stderr
+    ran = sparsecbm("keys", "create", "--name", "ada", "--role", "king")
+    assert ran.code == 2 and "'predict', 'correct', 'operate'" in ran.err
 
 
 def test_file_may_be_named(tmp_path: Path) -> None:

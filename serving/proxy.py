@@ -75,8 +75,9 @@ def tighten(config: str, bind: str, folder: Path) -> str:
         "    http-request del-header x-request-timeout-seconds\n"
         "    http-request del-header x-request-disconnect-disabled\n"
         "    http-request del-header x-request-id if !{ req.hdr(x-request-id) -m reg ^[!-~]{1,128}$ }\n"
-        # Ray's own pages, which know neither keys nor our headers.
-        f"    http-request return status 404 errorfile {folder / '404.http'} if {{ path,url_dec -m beg -i /-/ }}\n"
+        # Ray has pages of its own, and its own words where a path is none; they know neither keys nor our headers.
+        f"    http-request return status 404 errorfile {folder / '404.http'} "
+        "if { path,url_dec -m beg -i /-/ } || !{ path_beg / }\n"
     )
     front = f"frontend http_frontend\n    bind {bind}\n{rules}"
     return re.sub(r"frontend http_frontend\n *bind .*\n", lambda _: front, config, count=1)
@@ -101,7 +102,9 @@ def main(folder: Path, bind: str, haproxy: str, arguments: list[str]) -> None:
     config = Path(arguments[arguments.index("-f") + 1])
     config.write_text(tighten(config.read_text(), bind, folder))
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    os.execv(haproxy, [haproxy, *arguments])
+    # What faces the network does not know the token by which Ray runs code.
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_TOKEN"}
+    os.execve(haproxy, [haproxy, *arguments], environment)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import httpx
 import psutil
 import pytest
 
+from serving.headers import SECURITY
 from tests.server.conftest import Server, is_loopback
 
 REVIEW = "the pasta was tasty , the waiter was rude ."
@@ -116,6 +117,13 @@ def test_malformed_http_is_answered_in_our_shape(server: Server, request_: bytes
 
 def test_unknown_path_is_404(server: Server) -> None:
     assert_is_error(httpx.get(f"{server.url}/nothing"), 404, "not_found")
+
+
+@pytest.mark.parametrize("target", ["OPTIONS *", "GET *", "GET nothing", "GET /-/routes", "GET /%2d/ROUTES"])
+def test_what_ray_would_answer_itself_is_404(server: Server, target: str) -> None:
+    answer = raw(server, f"{target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+    assert_is_error(answer, 404, "not_found")
+    assert answer.headers.items() >= SECURITY.items()
 
 
 def test_unknown_host_is_403(server: Server) -> None:

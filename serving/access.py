@@ -9,7 +9,6 @@ import structlog
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serving.contract import ErrorResponse
 from serving.keys import Keyring, Role
 from sparsecbm.errors import ForbiddenError, UnauthorizedError
 
@@ -81,7 +80,6 @@ def guard(routes: Iterable[BaseRoute], needed: dict[str, Role | None], keyring: 
 
 def describe(document: dict[str, Any], needed: dict[str, Role | None]) -> None:
     """Writes into an OpenAPI document which operations need a key, and of which role."""
-    schema = {"$ref": f"#/components/schemas/{ErrorResponse.__name__}"}
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             role = needed[f"{method.upper()} {path}"]
@@ -91,9 +89,9 @@ def describe(document: dict[str, Any], needed: dict[str, Role | None]) -> None:
             operation["description"] = (
                 f"{operation.get('description', '')}\n\nNeeds a key of the role `{role}`.".strip()
             )
+            shape = operation["responses"]["500"]["content"]  # of every error of this operation
             for status, description in _REFUSALS.items():
-                content = {"application/json": {"schema": schema}}
-                operation["responses"][status] = {"description": description, "content": content}
+                operation["responses"][status] = {"description": description, "content": shape}
     document["components"]["securitySchemes"] = {
         _SCHEME: {"type": "http", "scheme": "bearer", "description": "A key made by `sparsecbm keys create`."}
     }

@@ -201,10 +201,10 @@ def _change(path: Path, change: Callable[[list[Key]], list[Key]]) -> None:
         with _locked(path.parent) as folder:
             content = _File(keys=change(read(path))).model_dump_json(indent=2) + "\n"
             # A temporary file's mode is 0600.
-            with tempfile.NamedTemporaryFile("w", prefix=f".{path.name}.", dir=path.parent, delete=False) as file:
+            with tempfile.NamedTemporaryFile(prefix=f".{path.name}.", dir=path.parent, delete=False) as file:
                 try:
                     _give_to_owner(file.fileno(), path)
-                    file.write(content)
+                    file.write(content.encode())
                     file.flush()
                     os.fsync(file.fileno())
                     Path(file.name).replace(path)

@@ -38,7 +38,7 @@ class OriginMiddleware:
                 "The Host header names no host of this server. Address it as localhost, or name the host in "
                 "the setting allowed_hosts."
             )
-            await problems.problem(403, "unknown_host", message)(scope, receive, send)
+            await problems.problem(403, problems.TYPES[403], message)(scope, receive, send)
         elif scope["method"] not in _SAFE and not self._may_post(headers):
             message = (
                 "A page of another site sent this request. Name its origin in the setting cors_origins to allow it."

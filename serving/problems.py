@@ -14,6 +14,7 @@ INTERNAL = "The server failed at this request; its log says why, under the reque
 # Types of error by status, where no class of sparsecbm.errors stands for it.
 TYPES = {
     400: "bad_request",
+    403: "unknown_host",
     404: "not_found",
     405: "method_not_allowed",
     415: "unsupported_media_type",

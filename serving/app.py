@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import cache
 from pathlib import Path
@@ -12,14 +12,17 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import FileResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 import sparsecbm
-from serving import documentation, problems
-from serving.middleware import RequestMiddleware
+from serving import access, documentation, problems
+from serving.keys import Keyring
+from serving.middleware import REQUEST_ID, RequestMiddleware
+from serving.origins import OriginMiddleware
 from serving.routes import add_routes
 from serving.routes_v2 import add_v2_routes
 from serving.services import Services
@@ -34,7 +37,7 @@ _MESSAGES = {
 
 
 def create_app(services: Services, *, returns_id: bool = True, tracing: Tracing | None = None) -> FastAPI:
-    """The application over an engine, a ledger and metrics.
+    """The application over an engine, a ledger and metrics, behind keys where the settings need them.
 
     Args:
         services: what it answers with; its batcher is started and stopped with the application.
@@ -50,6 +53,9 @@ def create_app(services: Services, *, returns_id: bool = True, tracing: Tracing 
         if tracing is not None:
             await asyncio.to_thread(tracing.close)
 
+    settings = services.settings
+    needed = access.table(settings.open_metrics)
+    keyring = Keyring(settings.keys_path) if settings.needs_keys else None
     app = FastAPI(
         title="SparseCBM",
         summary="Text classification that predicts human concepts first, says why, and can be corrected.",
@@ -62,12 +68,9 @@ def create_app(services: Services, *, returns_id: bool = True, tracing: Tracing 
         redirect_slashes=False,
         lifespan=lifespan,
         middleware=[
-            Middleware(
-                RequestMiddleware,
-                metrics=services.metrics,
-                hosts=services.settings.allowed_hosts,
-                returns_id=returns_id,
-            ),
+            Middleware(RequestMiddleware, metrics=services.metrics, returns_id=returns_id),
+            Middleware(OriginMiddleware, hosts=settings.known_hosts, origins=settings.cors_origins),
+            *_cors(settings.cors_origins),
             *([] if tracing is None else [Middleware(tracing.middleware)]),
         ],
         exception_handlers={
@@ -79,7 +82,8 @@ def create_app(services: Services, *, returns_id: bool = True, tracing: Tracing 
     )
     add_routes(app, services)
     add_v2_routes(app, services)
-    app.openapi = cache(lambda: documentation.describe(app, services.settings))  # type: ignore[method-assign]
+    described = needed if keyring else {}
+    app.openapi = cache(lambda: documentation.describe(app, settings, described))  # type: ignore[method-assign]
     app.router.routes += [
         Mount("/console", StaticFiles(directory=_ROOM / "console")),
         Mount("/docs/page", StaticFiles(directory=_ROOM / "docs")),
@@ -87,7 +91,22 @@ def create_app(services: Services, *, returns_id: bool = True, tracing: Tracing 
         Route("/docs", _page("docs/index.html", _DOCS_POLICY)),
         Route("/", _page("console/index.html")),
     ]
+    access.guard(app.routes, needed, keyring)
     return app
+
+
+def _cors(origins: Sequence[str]) -> list[Middleware]:
+    if not origins:
+        return []
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["authorization", "content-type", "idempotency-key", "x-request-timeout", REQUEST_ID],
+            expose_headers=["retry-after", REQUEST_ID],
+        )
+    ]
 
 
 # Swagger UI sets style attributes; its scripts come from this server like everything else.

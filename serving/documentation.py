@@ -6,7 +6,9 @@ from typing import Any
 
 from fastapi import FastAPI
 
+from serving import access
 from serving.bodies import JSON
+from serving.keys import Role
 from serving.settings import Settings
 
 DESCRIPTION = """
@@ -24,14 +26,17 @@ TAGS = [
 ]
 
 
-def describe(app: FastAPI, settings: Settings) -> dict[str, Any]:
+def describe(app: FastAPI, settings: Settings, needed: dict[str, Role | None]) -> dict[str, Any]:
     """The application's OpenAPI document.
 
     Args:
         app: its routes are described by FastAPI.
         settings: the limits that it states.
+        needed: the role by an operation's name, for a server that needs keys.
     """
     document = FastAPI.openapi(app)
+    if needed:
+        access.describe(document, needed)
     components = document["components"]
     components["parameters"] = _parameters(settings)
     components["headers"] = _HEADERS
@@ -53,6 +58,7 @@ def describe(app: FastAPI, settings: Settings) -> dict[str, Any]:
 # An error of each status: type, message and detail.
 _ERRORS: dict[int, tuple[str, str, Any]] = {
     400: ("bad_request", "The body broke off before its end.", None),
+    401: ("unauthorized", "This needs a key: send it as 'Authorization: Bearer' and the key.", None),
     403: ("unknown_host", "The Host header names no host of this server.", None),
     404: ("not_found", "The ledger holds no intervention of this id; GET /v1/interventions lists them.", None),
     409: ("conflict", "The Idempotency-Key was sent before with another body, and was answered.", None),

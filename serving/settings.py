@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -14,6 +15,7 @@ from sparsecbm.errors import SetupError
 
 ENV_PREFIX = "SPARSECBM_"
 LogLevel = Literal["debug", "info", "warning", "error"]
+_ORIGIN = re.compile(r"https?://[^/\s*?#@]+")
 
 
 class Settings(BaseSettings):
@@ -22,7 +24,10 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True)
 
     bundle: Path = Field(default=Path("models/restaurant-reviews"), description="Folder of the bundle to serve.")
-    host: str = Field(default="127.0.0.1", description="Address to listen on; a loopback address.")
+    host: str = Field(
+        default="127.0.0.1",
+        description="IP address to listen on, such as 0.0.0.0 for all; on other than loopback ones keys are needed.",
+    )
     port: int = Field(default=8000, ge=1, le=65535, description="Port to listen on.")
     replicas: int = Field(default=1, ge=1, le=64, description="Processes that each hold the model.")
     threads: int = Field(
@@ -30,6 +35,15 @@ class Settings(BaseSettings):
     )
     state_dir: Path = Field(
         default=Path("var"), description="Folder of what outlives a run; the ledger, unless it is elsewhere."
+    )
+    keys_file: Path | None = Field(
+        default=None, description="File of the API keys' hashes; by default keys.json in the state folder."
+    )
+    require_keys: bool = Field(
+        default=False, description="Whether keys are needed on a loopback address too, as behind a proxy."
+    )
+    open_metrics: bool = Field(
+        default=False, description="Whether /metrics needs no key; otherwise one of the role 'operate'."
     )
     ledger: str = Field(default="", description="Database URL of the ledger; by default SQLite in the state folder.")
     ledger_pool: int = Field(
@@ -68,7 +82,14 @@ class Settings(BaseSettings):
     max_batch: int = Field(default=64, ge=1, description="Most texts that a replica runs together.")
     allowed_hosts: Annotated[list[str], NoDecode] = Field(
         default=[],
-        description="Another name than localhost under which clients may address the server; may be repeated.",
+        description=(
+            "Another name than localhost under which clients may address the server; may be repeated. "
+            "On other than loopback addresses any name will do unless some are given."
+        ),
+    )
+    cors_origins: Annotated[list[str], NoDecode] = Field(
+        default=[],
+        description="Origin, such as https://reviews.example, whose pages may call the server; may be repeated.",
     )
     otlp_endpoint: str = Field(
         default="",
@@ -83,17 +104,33 @@ class Settings(BaseSettings):
     @field_validator("host")
     @classmethod
     def _address(cls, host: str) -> str:
-        return "127.0.0.1" if host == "localhost" else host
+        try:
+            return str(ipaddress.ip_address("127.0.0.1" if host == "localhost" else host))
+        except ValueError:
+            raise ValueError(
+                f"{host!r} is no IP address: give 127.0.0.1 for this machine alone, or 0.0.0.0 for all interfaces"
+            ) from None
 
-    @field_validator("allowed_hosts", mode="before")
+    @field_validator("allowed_hosts", "cors_origins", mode="before")
     @classmethod
-    def _names(cls, hosts: object) -> object:
-        return hosts.replace(",", " ").split() if isinstance(hosts, str) else hosts
+    def _list(cls, given: object) -> object:
+        parts = [given] if isinstance(given, str) else given
+        if not isinstance(parts, list):
+            return given
+        return [item.lower() for part in parts for item in str(part).replace(",", " ").split()]
 
-    @field_validator("bundle", "state_dir")
+    @field_validator("cors_origins")
     @classmethod
-    def _absolute(cls, path: Path) -> Path:
-        return path.expanduser().absolute()
+    def _origins(cls, origins: list[str]) -> list[str]:
+        for origin in origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin!r} is no origin: give scheme and host, such as https://reviews.example")
+        return origins
+
+    @field_validator("bundle", "state_dir", "keys_file")
+    @classmethod
+    def _absolute(cls, path: Path | None) -> Path | None:
+        return path.expanduser().absolute() if path is not None else None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -115,12 +152,31 @@ class Settings(BaseSettings):
         return self.ledger or f"sqlite:///{self.state_dir / 'ledger.db'}"
 
     @property
+    def keys_path(self) -> Path:
+        """The file of keys."""
+        return self.keys_file or self.state_dir / "keys.json"
+
+    @property
     def loopback(self) -> bool:
         """Whether only this machine can reach the server."""
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        return ipaddress.ip_address(self.host).is_loopback
+
+    @property
+    def needs_keys(self) -> bool:
+        """Whether a request needs a key."""
+        return self.require_keys or not self.loopback
+
+    @property
+    def known_hosts(self) -> frozenset[str] | None:
+        """Names in a request's Host header that are answered, in lower case; None where all are."""
+        if not self.loopback and not self.allowed_hosts:
+            return None
+        return frozenset(["localhost", "127.0.0.1", "[::1]", self.url_host, *self.allowed_hosts])
+
+    @property
+    def url_host(self) -> str:
+        """The address as URLs have it."""
+        return f"[{self.host}]" if ":" in self.host else self.host
 
     @property
     def threads_per_replica(self) -> int:

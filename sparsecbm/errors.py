@@ -3,6 +3,8 @@
 SparseCBMError
 ├── InputError              422  a text, a concept or a value in a request
 │   └── TooLargeError       413  a body, a text or a batch over its limit
+├── UnauthorizedError       401  a request without a key that is known
+├── ForbiddenError          403  a key whose role does not reach as far
 ├── NotFoundError           404  an id that the ledger doesn't hold
 ├── ConflictError           409  an Idempotency-Key that was sent before with another body
 ├── UnsupportedError        501  something that this bundle or installation can't do
@@ -46,6 +48,14 @@ class InputError(SparseCBMError):
 
 class TooLargeError(InputError):
     type, status = "too_large", 413
+
+
+class UnauthorizedError(SparseCBMError):
+    type, status = "unauthorized", 401
+
+
+class ForbiddenError(SparseCBMError):
+    type, status = "forbidden", 403
 
 
 class NotFoundError(SparseCBMError):

@@ -4,6 +4,8 @@
 
 const PAGE_SIZE = 10;
 const TIMEOUT_MS = 60_000;
+const KEY_ITEM = "sparsecbm-key";
+const UNAUTHORIZED = 401;
 const FAINT = 0.3; // a concept's strongest word is drawn at full depth from this share of the answer's strongest
 
 const EXAMPLES = [
@@ -26,6 +28,7 @@ const EXAMPLES = [
 const EXAMPLE_CONCEPTS = ["food", "service", "ambiance", "noise"];
 
 const state = {
+  key: keptKey(), // the API key, or null where none was given
   card: null, // GET /v1/model, or null where it could not be had
   text: "", // the text of the answer on the page
   answer: null, // that answer
@@ -79,19 +82,23 @@ const side = (score) => (score < 0 ? "against" : "for");
 
 /** What went wrong, in words for the user: the server's own where it gave some. */
 class Problem extends Error {
-  constructor(message, detail) {
+  constructor(message, detail, status) {
     super(message);
     this.detail = detail;
+    this.status = status;
   }
 }
 
 async function call(path, body) {
+  const headers = {};
+  if (body !== undefined) headers["content-type"] = "application/json";
+  if (state.key !== null) headers.authorization = `Bearer ${state.key}`;
   let response;
   let content;
   try {
     response = await fetch(path, {
       method: body === undefined ? "GET" : "POST",
-      headers: body === undefined ? {} : { "content-type": "application/json" },
+      headers,
       body: body === undefined ? undefined : JSON.stringify(body),
       signal: AbortSignal.timeout(TIMEOUT_MS),
     });
@@ -115,6 +122,7 @@ async function call(path, body) {
         ? error.message
         : `The server refused the request with status ${response.status} and gave no reason.`,
       error?.detail,
+      response.status,
     );
   }
   return message;
@@ -127,6 +135,10 @@ function only([answer]) {
 }
 
 function showProblem(error) {
+  if (error.status === UNAUTHORIZED) {
+    askForKey(error.message);
+    return;
+  }
   const known = error instanceof Problem;
   if (!known) console.warn("unexpected answer", error);
   const message = known ? error.message : "The server's answer is not of the form that this page reads.";
@@ -150,6 +162,36 @@ function showProblem(error) {
 function clearProblem() {
   $("alert").hidden = true;
   $("alert").replaceChildren();
+}
+
+// --- The key
+
+// A tab's own storage: no other tab, and nothing after the tab is closed, has the key. A browser may forbid it.
+function keptKey() {
+  try {
+    return sessionStorage.getItem(KEY_ITEM);
+  } catch {
+    return null;
+  }
+}
+
+function keepKey(key) {
+  state.key = key;
+  $("forget-key").hidden = key === null;
+  try {
+    if (key === null) sessionStorage.removeItem(KEY_ITEM);
+    else sessionStorage.setItem(KEY_ITEM, key);
+  } catch {
+    // It lasts until the page is left.
+  }
+}
+
+function askForKey(words) {
+  keepKey(null);
+  $("key-words").textContent = words;
+  $("key").hidden = false;
+  $("key-field").focus();
+  $("status").textContent = "";
 }
 
 const asText = (value) => (typeof value === "string" ? value : JSON.stringify(value, null, 2));
@@ -540,7 +582,10 @@ function showComparison(outcome) {
             ? "not recorded"
             : [
                 "in the ledger as ",
-                el("a", { href: `v1/interventions/${encodeURIComponent(outcome.id)}` }, outcome.id),
+                // A link sends no key.
+                state.key === null
+                  ? el("a", { href: `v1/interventions/${encodeURIComponent(outcome.id)}` }, outcome.id)
+                  : el("code", {}, outcome.id),
               ],
         ),
       ),
@@ -829,6 +874,18 @@ function setDisabled(button, disabled) {
   }
 }
 
+$("key-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  keepKey($("key-field").value);
+  $("key-field").value = "";
+  $("key").hidden = true;
+  showCard();
+  showRecent();
+});
+$("forget-key").addEventListener("click", () => {
+  keepKey(null);
+  location.reload(); // what only the key showed goes too
+});
 $("ask-form").addEventListener("submit", (event) => {
   event.preventDefault();
   if (state.busy === null) read();
@@ -868,5 +925,6 @@ $("examples-list").append(
     ),
   ),
 );
+$("forget-key").hidden = state.key === null;
 showCard();
 showRecent();

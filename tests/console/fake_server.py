@@ -87,6 +87,7 @@ class Switches:
     failures: list[tuple[int, Any]] = field(default_factory=list)
     delays: list[float] = field(default_factory=list)
     reached: bool = True
+    key: str | None = None  # that is needed, if any
     requests: list[tuple[str, Any]] = field(default_factory=list)
     ledger: list[InterventionRecord] = field(default_factory=list)
 
@@ -208,6 +209,9 @@ def create_app(switches: Switches | None = None) -> FastAPI:
 
     @app.middleware("http")
     async def policy(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        given = request.headers.get("authorization")
+        if turn.key is not None and given != f"Bearer {turn.key}" and request.url.path.startswith("/v1/"):
+            return refusal(401, "This needs a key." if given is None else "The key is not known.")
         if request.method == "POST":
             if turn.delays:
                 await asyncio.sleep(turn.delays.pop(0))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from fastapi.responses import HTMLResponse
-from playwright.sync_api import Browser, Route, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from .conftest import Console
 from .fake_server import CONSOLE, TRUNCATED_FROM, Switches
@@ -230,6 +230,77 @@ def test_page_works_without_model_card_or_ledger(console: Console) -> None:
     console.read(REVIEW)
     expect(console.page.get_by_role("article")).to_have_count(4)
     console.complaints.clear()
+
+
+KEY = "sparsecbm_of-the-test"
+
+
+def open_with_key(console: Console, key: str = KEY) -> Page:
+    """The page of a server that needs a key, after one was entered; it had complained of the answer without."""
+    console.server.key = KEY
+    console.page.goto(console.url)
+    console.page.get_by_role("region", name="Your key").wait_for()
+    enter_key(console, key)
+    return console.page
+
+
+def enter_key(console: Console, key: str) -> None:
+    console.page.get_by_label("Key", exact=True).fill(key)
+    console.page.get_by_role("button", name="Use this key").click()
+
+
+def test_key_is_asked_for_in_the_servers_words(console: Console) -> None:
+    console.server.key = KEY
+    console.page.goto(console.url)
+    expect(console.page.get_by_role("region", name="Your key")).to_contain_text("This needs a key.")
+    expect(console.page.get_by_label("Key", exact=True)).to_be_focused()
+    expect(console.page.locator("#alert")).to_be_hidden()
+    console.complaints.clear()
+
+
+def test_key_lets_the_page_read_and_correct(console: Console) -> None:
+    page = open_with_key(console)
+    page.get_by_role("heading", name="restaurant-reviews").wait_for()
+    expect(page.locator("#key")).to_be_hidden()
+    console.read(REVIEW)
+    correct(console, {"service": "Positive"})
+    expect(page.locator("#compare")).to_contain_text("in the ledger as 019b8e3c")
+    expect(page.locator("#compare").get_by_role("link")).to_have_count(0)  # it would send no key
+    console.complaints.clear()
+
+
+def test_key_that_is_not_known_is_asked_for_again(console: Console) -> None:
+    page = open_with_key(console, "sparsecbm_wrong")
+    expect(page.get_by_role("region", name="Your key")).to_contain_text("The key is not known.")
+    enter_key(console, KEY)
+    page.get_by_role("heading", name="restaurant-reviews").wait_for()
+    console.complaints.clear()
+
+
+def test_key_outlives_a_reload_and_is_in_the_tabs_own_storage_alone(console: Console) -> None:
+    page = open_with_key(console)
+    page.get_by_role("heading", name="restaurant-reviews").wait_for()
+    page.reload()
+    page.get_by_role("heading", name="restaurant-reviews").wait_for()
+    kept = page.evaluate("[JSON.stringify(localStorage), document.cookie, location.href, document.body.outerHTML]")
+    assert not [place for place in kept if KEY in place]
+    console.complaints.clear()
+
+
+def test_forgotten_key_is_gone_with_what_it_showed(console: Console) -> None:
+    page = open_with_key(console)
+    page.get_by_role("heading", name="restaurant-reviews").wait_for()
+    page.get_by_role("button", name="Forget the key").click()
+    page.get_by_role("region", name="Your key").wait_for()
+    expect(page.get_by_role("heading", name="restaurant-reviews")).to_have_count(0)
+    assert page.evaluate("sessionStorage.length") == 0
+    console.complaints.clear()
+
+
+def test_server_without_keys_asks_for_none(console: Console) -> None:
+    page = console.open()
+    expect(page.locator("#key")).to_be_hidden()
+    expect(page.get_by_role("button", name="Forget the key")).to_be_hidden()
 
 
 def test_empty_text_is_not_sent(console: Console) -> None:

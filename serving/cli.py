@@ -48,6 +48,9 @@ def serve(
     max_queue: Annotated[int | None, _option("max_queue")] = None,
     max_batch: Annotated[int | None, _option("max_batch")] = None,
     allowed_hosts: Annotated[list[str] | None, _option("allowed_hosts", "--allowed-host")] = None,
+    trust_torchscript: Annotated[
+        bool | None, _option("trust_torchscript", "--trust-torchscript/--no-trust-torchscript")
+    ] = None,
     log_level: Annotated[str | None, _option("log_level")] = None,
     log_texts: Annotated[bool | None, _option("log_texts", "--log-texts/--no-log-texts")] = None,
 ) -> None:

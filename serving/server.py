@@ -22,6 +22,7 @@ from pathlib import Path
 from serving.ledger import Ledger
 from serving.proxy import write_launcher
 from serving.settings import Settings
+from serving.trust import check_trust
 from sparsecbm.bundle import Manifest, read_bundle
 from sparsecbm.errors import SetupError, UnavailableError
 
@@ -119,6 +120,7 @@ def check(settings: Settings) -> Manifest:
             "users before it."
         )
     manifest = read_bundle(settings.bundle)
+    check_trust(settings.bundle, manifest, settings.trust_torchscript)
     _check_port(settings)
     ledger = Ledger(settings.ledger_url)
     try:

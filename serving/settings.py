@@ -43,6 +43,10 @@ class Settings(BaseSettings):
         default=[],
         description="Another name than localhost under which clients may address the server; may be repeated.",
     )
+    trust_torchscript: bool = Field(
+        default=False,
+        description="Whether to load a TorchScript bundle, whose graphs are programs; only one whose maker you trust.",
+    )
     log_level: LogLevel = Field(
         default="info", description="Least severe log line that is written; 'debug' has one per request."
     )

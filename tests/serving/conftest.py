@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,9 @@ from prometheus_client import values
 from serving.engine import Engine, EngineSettings
 from serving.ledger import Ledger
 from serving.metrics import Metrics
-from sparsecbm.bundle import Manifest, read_manifest
+from sparsecbm.bundle import Format, Manifest, Precision, read_manifest
+
+MakeBundle = Callable[[Format, Precision], Path]
 
 
 @pytest.fixture
@@ -28,6 +30,34 @@ def manifest(bundle: Path) -> Manifest:
 @pytest.fixture(scope="session")
 def engine(bundle: Path) -> Engine:
     return Engine.load(bundle, EngineSettings(threads=1))
+
+
+@pytest.fixture(scope="session")
+def make_bundle(checkpoint: Path, reviews: Path, tmp_path_factory: pytest.TempPathFactory) -> MakeBundle:
+    """Exports the tiny checkpoint in a format and a precision."""
+    from export.exporter import export_bundle
+    from sparsecbm import checkpoint as checkpoints
+    from sparsecbm import data
+
+    def make(format: Format, precision: Precision) -> Path:
+        folder = tmp_path_factory.mktemp("made") / "bundle"
+        loaded, labelled = checkpoints.load(checkpoint), data.load(str(reviews), "dev")
+        export_bundle(loaded, folder, labelled, "dev", precision, format=format)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def torch_bundle(make_bundle: MakeBundle) -> Path:
+    """The checkpoint as TorchScript in fp32."""
+    return make_bundle("torchscript", "fp32")
+
+
+@pytest.fixture(scope="session")
+def fp32_bundle(make_bundle: MakeBundle) -> Path:
+    """The checkpoint as ONNX in fp32."""
+    return make_bundle("onnx", "fp32")
 
 
 @pytest.fixture

@@ -89,7 +89,7 @@ def inspect(
         return
     console = Console(markup=False, emoji=False)  # names may hold brackets
     told = (
-        f" {manifest.version}, {manifest.precision}; {manifest.backbone.name}, "
+        f" {manifest.version}, {manifest.format}, {manifest.precision}; {manifest.backbone.name}, "
         f"{manifest.layout.trunk} shared and {manifest.layout.branch} masked layers, branch density "
         f"{manifest.branch_density:.3f} of {manifest.granularity}, trunk density {manifest.trunk_density:.3f}; "
         f"labels {', '.join(manifest.labels)}; reads {manifest.max_tokens} tokens"

@@ -27,14 +27,10 @@ from sparsecbm.model import SparseCBM
 from sparsecbm.tokens import TOKENIZER, encode, tokenizer_from_text
 
 MASKS = "masks.safetensors"
-
-
 NO_TIME_SAVED = (
     "Masks are over single weights: pruned weights are zeros in whole matrices, of which every concept has its own. "
     "They save neither time nor space; masks over units do."
 )
-
-
 IS_A_PROGRAM = (
     "The graphs are TorchScript, which is a program: a server loads them only where it is told to trust whoever made "
     "them."
@@ -207,8 +203,8 @@ def export_bundle(
 
     Raises:
         BundleError: the format doesn't come in the precision; the checkpoint is one to compare with, not to serve; the
-            target exists and isn't a bundle or
-            can't be written; or the manifest would break its schema (a name that is too long).
+            target exists and isn't a bundle or can't be written; or the bundle would be one that is refused (a name
+            that is too long, an operator that isn't known).
         DataError: the data asks for other concepts or labels than the checkpoint.
         ParityError: the export answers otherwise; nothing is written then.
     """

@@ -42,18 +42,20 @@ class Tolerance:
         accuracy_loss: of concepts and label, in share of texts.
         correlation: between the explanation graph's vectors and gradients, over tokens and units, and the
             model's.
+        activation_error: most root mean square difference from the model's activations, in their standard deviations.
     """
 
     agreement: float
     accuracy_loss: float
     correlation: float
+    activation_error: float
 
 
 TOLERANCES: dict[Precision, Tolerance] = {
-    "fp32": Tolerance(agreement=0.998, accuracy_loss=0.002, correlation=0.9999),
-    "int8": Tolerance(agreement=0.95, accuracy_loss=0.01, correlation=0.97),
-    "fp16": Tolerance(agreement=0.99, accuracy_loss=0.005, correlation=0.999),
-    "bf16": Tolerance(agreement=0.97, accuracy_loss=0.01, correlation=0.99),
+    "fp32": Tolerance(agreement=0.998, accuracy_loss=0.002, correlation=0.9999, activation_error=0.001),
+    "int8": Tolerance(agreement=0.95, accuracy_loss=0.01, correlation=0.97, activation_error=0.2),
+    "fp16": Tolerance(agreement=0.99, accuracy_loss=0.005, correlation=0.999, activation_error=0.02),
+    "bf16": Tolerance(agreement=0.97, accuracy_loss=0.01, correlation=0.99, activation_error=0.1),
 }
 
 
@@ -156,12 +158,15 @@ def check_parity(
     exported = run_exported(predict, ids, model.backbone.config.pad_id)
     before, after = judge(model, data, expected), judge(model, data, exported)
     finite = torch.isfinite(expected.logits)
-    labels = [
-        model.label_logits(output.logits.softmax(-1), output.vectors).argmax(-1) for output in (expected, exported)
-    ]
+    labels, activations = [], []
+    for output in (expected, exported):
+        mixture = output.logits.softmax(-1)
+        labels.append(model.label_logits(mixture, output.vectors).argmax(-1))
+        activations.append(model.activations(mixture, output.vectors).numpy())
     figures: dict[str, Any] = {
         "texts": len(ids),
         "logit_difference": float((expected.logits - exported.logits)[finite].abs().max()),
+        "activation_error": float(np.sqrt(np.square(activations[1] - activations[0]).mean()) / activations[0].std()),
         "value_agreement": float((expected.logits.argmax(-1) == exported.logits.argmax(-1)).float().mean()),
         "label_agreement": float((labels[0] == labels[1]).float().mean()),
         "concept_accuracy": {
@@ -189,6 +194,10 @@ def check_parity(
         for key in ("concept_accuracy", "label_accuracy")
         if not figures[key]["checkpoint"] - figures[key]["export"] <= tolerance.accuracy_loss
     ]
+    if not figures["activation_error"] <= tolerance.activation_error:
+        failures.append(
+            f"activation_error is {figures['activation_error']:.4f}, may be at most {tolerance.activation_error}"
+        )
     if failures:
         raise ParityError(
             f"The {precision} export doesn't answer as its checkpoint does, so no bundle was written: "

@@ -168,3 +168,16 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, reviews: 
     folder = tmp_path_factory.mktemp("bundles") / "tiny"
     export_bundle(checkpoints.load(checkpoint), folder, data.load(str(reviews), "dev"), "dev")
     return folder
+
+
+@pytest.fixture(scope="session")
+def torch_bundle(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, reviews: Path) -> Path:
+    """The fp32 TorchScript bundle of the checkpoint."""
+    from export.exporter import export_bundle
+    from sparsecbm import checkpoint as checkpoints
+    from sparsecbm import data
+
+    folder = tmp_path_factory.mktemp("bundles") / "torchscript"
+    labelled = data.load(str(reviews), "dev")
+    export_bundle(checkpoints.load(checkpoint), folder, labelled, "dev", "fp32", format="torchscript")
+    return folder

@@ -49,12 +49,6 @@ def make_bundle(checkpoint: Path, reviews: Path, tmp_path_factory: pytest.TempPa
 
 
 @pytest.fixture(scope="session")
-def torch_bundle(make_bundle: MakeBundle) -> Path:
-    """The checkpoint as TorchScript in fp32."""
-    return make_bundle("torchscript", "fp32")
-
-
-@pytest.fixture(scope="session")
 def fp32_bundle(make_bundle: MakeBundle) -> Path:
     """The checkpoint as ONNX in fp32."""
     return make_bundle("onnx", "fp32")

@@ -36,6 +36,7 @@ def test_a_torchscript_bundle_without_torch_says_what_to_install(
         Engine.load(torch_bundle, EngineSettings(threads=1, trust_torchscript=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("trusted", "loaded"), [(False, "False"), (True, "True")])
 def test_torch_is_imported_for_a_trusted_torchscript_bundle_alone(
     torch_bundle: Path, bundle: Path, trusted: bool, loaded: str

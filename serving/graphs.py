@@ -26,11 +26,37 @@ _log = structlog.get_logger()
 
 
 class Graph(Protocol):
-    """What the engine runs: an ONNX Runtime session, or a TorchScript graph with the same interface."""
+    """What the engine runs: an ONNX graph, or a TorchScript graph with the same interface."""
 
     def run(self, outputs: Sequence[str], feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """The named outputs for the named inputs."""
         ...
+
+
+class OnnxGraph:
+    """An ONNX Runtime session. Where its graph can't compute what it promises, the bundle is to blame."""
+
+    def __init__(self, name: str, session: ort.InferenceSession) -> None:
+        self._name = name
+        self._session = session
+        self._shapes = {node.name: node.shape for node in session.get_outputs()}
+
+    def run(self, outputs: Sequence[str], feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """The named outputs for the named inputs.
+
+        Raises:
+            BundleError: ONNX Runtime fails on the graph, or it gives other shapes than it declares.
+        """
+        try:
+            given: list[np.ndarray] = self._session.run(outputs, feeds)
+        except Exception as error:  # ONNX Runtime's errors share no base but Exception
+            raise BundleError(f"{self._name} fails in ONNX Runtime: {str(error)[:300]}") from error
+        sizes = dict(zip(("batch", "length"), feeds["input_ids"].shape, strict=True))
+        for name, array in zip(outputs, given, strict=True):
+            declared = tuple(sizes.get(size, size) for size in self._shapes[name])
+            if array.shape != declared:
+                raise BundleError(f"{self._name}: {name} is of shape {array.shape}, but should be of {declared}.")
+        return given
 
 
 class Gradients(NamedTuple):
@@ -72,10 +98,19 @@ def open_explain(folder: Path, manifest: Manifest, threads: int, trust_torchscri
     return _open_onnx(folder / EXPLAIN, manifest, threads, EXPLAIN_INPUTS)
 
 
-def output_shapes(manifest: Manifest) -> dict[str, tuple[int, ...]]:
-    """Shapes, behind the batch, of what both graphs give."""
-    shape = (len(manifest.concepts), max(len(concept.values) for concept in manifest.concepts))
-    return {"logits": shape, "vectors": (*shape, manifest.head.width)}
+def output_shapes(manifest: Manifest, inputs: Collection[str]) -> dict[str, tuple[int | str, ...]]:
+    """Shapes, behind the batch, of what the graph of these inputs gives."""
+    layout, concepts = manifest.layout, len(manifest.concepts)
+    values = max(len(concept.values) for concept in manifest.concepts)
+    shapes: dict[str, tuple[int | str, ...]] = {
+        "logits": (concepts, values),
+        "vectors": (concepts, values, manifest.head.width),
+    }
+    if "value_weights" in inputs:
+        shapes["token_scores"] = (concepts, "length")
+        shapes["head_gradients"] = (concepts, layout.branch, layout.heads)
+        shapes["neuron_gradients"] = (concepts, layout.branch, layout.neurons)
+    return shapes
 
 
 def open_session(path: Path, threads: int, precision: Precision = "int8") -> ort.InferenceSession:
@@ -113,9 +148,8 @@ def open_session(path: Path, threads: int, precision: Precision = "int8") -> ort
 
 def _open_onnx(path: Path, manifest: Manifest, threads: int, inputs: Collection[str]) -> Graph:
     session = open_session(path, threads, manifest.precision)
-    check_signature(session, path, inputs, output_shapes(manifest))
-    graph: Graph = session
-    return graph
+    check_signature(session, path, inputs, output_shapes(manifest, inputs))
+    return OnnxGraph(path.name, session)
 
 
 def _open_torch(path: Path, manifest: Manifest, threads: int, trusted: bool) -> Graph:
@@ -126,18 +160,21 @@ def _open_torch(path: Path, manifest: Manifest, threads: int, trusted: bool) -> 
     inputs, outputs = (EXPLAIN_INPUTS, EXPLAIN_OUTPUTS) if explains else (PREDICT_INPUTS, PREDICT_OUTPUTS)
     graph = TorchGraph(path, inputs, outputs, explains, threads)
     try:
-        given = dict(zip(outputs, graph.run(outputs, _example(manifest, inputs)), strict=True))
+        example = _example(manifest, inputs)
+        given = dict(zip(outputs, graph.run(outputs, example), strict=True))
     except (RuntimeError, TypeError, ValueError, AttributeError) as error:
         raise BundleError(f"{path} can't be run by torch: {str(error)[:500]}") from error
-    for name, shape in output_shapes(manifest).items():
-        if given[name].shape != (1, *shape):
+    for name, shape in output_shapes(manifest, inputs).items():
+        length = example["input_ids"].shape[1]
+        if given[name].shape != (1, *(length if size == "length" else size for size in shape)):
             raise BundleError(f"{path}: {name} must be of shape {list(shape)} per text, not {given[name].shape[1:]}.")
     return graph
 
 
 def _example(manifest: Manifest, inputs: Collection[str]) -> dict[str, np.ndarray]:
     """One text of two tokens."""
-    layout, (concepts, values) = manifest.layout, output_shapes(manifest)["logits"]
+    layout, concepts = manifest.layout, len(manifest.concepts)
+    values = max(len(concept.values) for concept in manifest.concepts)
     ids = np.full((1, 2), manifest.backbone.pad_id, np.int64)
     whole: dict[str, np.ndarray] = {
         "input_ids": ids,
@@ -150,7 +187,7 @@ def _example(manifest: Manifest, inputs: Collection[str]) -> dict[str, np.ndarra
 
 
 def check_signature(
-    session: ort.InferenceSession, path: Path, inputs: Collection[str], outputs: Mapping[str, tuple[int, ...]]
+    session: ort.InferenceSession, path: Path, inputs: Collection[str], outputs: Mapping[str, tuple[int | str, ...]]
 ) -> None:
     """Compares a graph with what its bundle's manifest promises.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -475,6 +477,28 @@ def test_intervention_leaves_the_engine_as_it_was(bundle: Path, requests: list[I
     before = engine.predict(TEXTS, {"subnetwork"})
     engine.intervene(requests)
     assert engine.predict(TEXTS, {"subnetwork"}) == before
+
+
+@pytest.mark.slow
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@given(data=st.data())
+def test_a_graph_of_other_constants_answers_or_is_refused(
+    bundle: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    """What is hostile and well-formed: shapes, places and axes that don't fit, in a bundle whose hashes do."""
+    folder = Path(shutil.copytree(bundle, tmp_path_factory.mktemp("constants") / "bundle"))
+    path = folder / data.draw(st.sampled_from([PREDICT, EXPLAIN]))
+    graph = onnx.load(path, load_external_data=False)
+    constants = [tensor for tensor in graph.graph.initializer if tensor.data_type == onnx.TensorProto.INT64]
+    chosen = data.draw(st.sampled_from(constants))
+    values = onnx.numpy_helper.to_array(chosen).copy()
+    place = data.draw(st.integers(0, values.size - 1))
+    values.reshape(-1)[place] = data.draw(st.sampled_from([-2, -1, 0, 1, 3, 1000, 2**31, 2**40, 2**62]))
+    chosen.raw_data = values.tobytes()
+    path.write_bytes(graph.SerializeToString())
+    seal(folder)
+    with contextlib.suppress(BundleError):
+        Engine.load(folder, EngineSettings(threads=1)).predict([TASTY, "fish"], {"tokens"})
 
 
 TRUSTED = EngineSettings(threads=1, edit_budget=0.3, edit_step=0.02, trust_torchscript=True)

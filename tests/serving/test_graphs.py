@@ -9,7 +9,15 @@ import onnxruntime as ort
 import pytest
 from structlog.testing import capture_logs
 
-from serving.graphs import EXPLAIN_TORCH, PREDICT, PREDICT_TORCH, check_signature, open_predict, open_session
+from serving.graphs import (
+    EXPLAIN_TORCH,
+    PREDICT,
+    PREDICT_TORCH,
+    OnnxGraph,
+    check_signature,
+    open_predict,
+    open_session,
+)
 from sparsecbm.bundle import read_manifest
 from sparsecbm.errors import BundleError
 
@@ -66,6 +74,12 @@ def test_output_of_another_shape_is_refused(session: ort.InferenceSession) -> No
 def test_missing_output_is_refused(session: ort.InferenceSession) -> None:
     with pytest.raises(BundleError, match="token_scores"):
         check_signature(session, Path(PREDICT), INPUTS, {"token_scores": (3,)})
+
+
+def test_a_graph_that_fails_is_the_bundles_fault(session: ort.InferenceSession) -> None:
+    ids = np.full((1, 5), 10**6, np.int64)  # no such token
+    with pytest.raises(BundleError, match=r"predict\.onnx fails in ONNX Runtime: "):
+        OnnxGraph(PREDICT, session).run(["logits"], {"input_ids": ids, "attention_mask": np.ones_like(ids)})
 
 
 CUDA = ["CUDAExecutionProvider", "CPUExecutionProvider"]

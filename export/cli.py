@@ -19,7 +19,11 @@ def export(
         str, typer.Option(help="Labelled texts to check the export on: 'cebab', 'cebab:FOLDER', or a YAML.")
     ],
     split: Annotated[str, typer.Option(help="Split of the data.")] = "dev",
-    precision: Annotated[str, typer.Option(help="int8 or fp32.")] = "int8",
+    format: Annotated[str, typer.Option(help="onnx or torchscript, which needs torch to be served.")] = "onnx",
+    precision: Annotated[
+        str | None,
+        typer.Option(help="int8 (of onnx; its default), fp32 (torchscript's default), or for GPUs fp16, bf16."),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="The model's name; by default the checkpoint's.")] = None,
     description: Annotated[str, typer.Option(help="One sentence for the model's card.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print the parity figures as JSON.")] = False,
@@ -31,10 +35,12 @@ def export(
     from export.exporter import export_bundle
     from sparsecbm import checkpoint as checkpoints
     from sparsecbm import data as datasets
+    from sparsecbm.bundle import PRECISIONS
     from sparsecbm.errors import BundleError
 
-    if precision not in ("fp32", "int8"):
-        raise BundleError(f"precision must be fp32 or int8, not {precision!r}.")
+    if format not in PRECISIONS:
+        raise BundleError(f"format must be onnx or torchscript, not {format!r}.")
+    precision = precision or PRECISIONS[format][0]
     console = Console(stderr=True, markup=False, emoji=False)
     with console.status("exporting and checking"):
         manifest = export_bundle(
@@ -45,6 +51,7 @@ def export(
             precision,  # type: ignore[arg-type]
             name,
             description,
+            format,
         )
     parity = manifest.parity[split]
     size = sum(entry.bytes for entry in manifest.files.values())
@@ -82,7 +89,7 @@ def inspect(
         return
     console = Console(markup=False, emoji=False)  # names may hold brackets
     told = (
-        f" {manifest.version}, {manifest.precision}; {manifest.backbone.name}, "
+        f" {manifest.version}, {manifest.format}, {manifest.precision}; {manifest.backbone.name}, "
         f"{manifest.layout.trunk} shared and {manifest.layout.branch} masked layers, branch density "
         f"{manifest.branch_density:.3f} of {manifest.granularity}, trunk density {manifest.trunk_density:.3f}; "
         f"labels {', '.join(manifest.labels)}; reads {manifest.max_tokens} tokens"

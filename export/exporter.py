@@ -11,11 +11,13 @@ from pydantic import ValidationError
 from safetensors.numpy import save_file
 from torch import Tensor
 
+from export import torchscript
 from export.graph import save_graphs
 from export.graphs import EXPLAIN, PREDICT, explain_graph, predict_graph
+from export.half import compute_in_half, store_in_half
 from export.layers import array
 from export.parity import check_parity
-from sparsecbm.bundle import MANIFEST, Manifest, Precision, write_manifest
+from sparsecbm.bundle import MANIFEST, PRECISIONS, Format, Manifest, Precision, read_bundle, write_manifest
 from sparsecbm.checkpoint import Checkpoint
 from sparsecbm.data import Dataset
 from sparsecbm.errors import BundleError, DataError
@@ -25,11 +27,13 @@ from sparsecbm.model import SparseCBM
 from sparsecbm.tokens import TOKENIZER, encode, tokenizer_from_text
 
 MASKS = "masks.safetensors"
-
-
 NO_TIME_SAVED = (
     "Masks are over single weights: pruned weights are zeros in whole matrices, of which every concept has its own. "
     "They save neither time nor space; masks over units do."
+)
+IS_A_PROGRAM = (
+    "The graphs are TorchScript, which is a program: a server loads them only where it is told to trust whoever made "
+    "them."
 )
 
 
@@ -59,6 +63,22 @@ def _kept_of_weights(masks: WeightMasks, concept: int, layer: int) -> tuple[floa
     return share(attention), share(parts.values())
 
 
+def _write_graphs(folder: Path, model: SparseCBM, precision: Precision, format: Format) -> None:
+    if format == "torchscript":
+        torchscript.save_module(torchscript.predict_module(model, precision), folder / torchscript.PREDICT)
+        torchscript.save_module(torchscript.explain_module(model, precision), folder / torchscript.EXPLAIN)
+        return
+    predict, explain = predict_graph(model, precision), explain_graph(model, precision)
+    if precision == "fp16":
+        predict, explain = compute_in_half(predict), store_in_half(explain)
+    save_graphs(folder, {PREDICT: predict, EXPLAIN: explain})
+
+
+def _notes(model: SparseCBM, format: Format) -> list[str]:
+    notes = [NO_TIME_SAVED] if model.granularity == "weights" else []
+    return [*notes, IS_A_PROGRAM] if format == "torchscript" else notes
+
+
 def _describe_masks(model: SparseCBM) -> dict[str, Any]:
     names = [concept.name for concept in model.concepts]
     overlap = model.overlap()
@@ -70,7 +90,6 @@ def _describe_masks(model: SparseCBM) -> dict[str, Any]:
 
     return {
         "granularity": model.granularity,
-        "notes": [NO_TIME_SAVED] if model.granularity == "weights" else [],
         "concept_density": dict(zip(names, model.densities(), strict=True)),
         "branch_density": model.density(),
         "trunk_density": model.trunk_masks.density(),
@@ -93,21 +112,29 @@ def _rounded(figures: Any) -> Any:
 
 
 def _fill(
-    folder: Path, checkpoint: Checkpoint, data: Dataset, split: str, precision: Precision, name: str, description: str
+    folder: Path,
+    checkpoint: Checkpoint,
+    data: Dataset,
+    split: str,
+    precision: Precision,
+    format: Format,
+    name: str,
+    description: str,
 ) -> Manifest:
     """Writes a bundle's files into an empty folder, the manifest last."""
     config, model = checkpoint.config, checkpoint.model
     encoded = encode(tokenizer_from_text(checkpoint.tokenizer, config.max_tokens), data.texts)
-    save_graphs(folder, {PREDICT: predict_graph(model, precision), EXPLAIN: explain_graph(model, precision)})
+    _write_graphs(folder, model, precision, format)
     (folder / TOKENIZER).write_text(checkpoint.tokenizer, encoding="utf-8")
     save_file(pack_masks(model), folder / MASKS)
-    parity, figures = map(_rounded, check_parity(folder, model, data, encoded.ids, precision))
+    parity, figures = map(_rounded, check_parity(folder, model, data, encoded.ids, precision, format))
     backbone = config.backbone
-    return write_manifest(
+    write_manifest(
         folder,
         {
             "name": name,
             "description": description,
+            "format": format,
             "backbone": {
                 "name": _public_name(backbone.name),
                 "family": backbone.family,
@@ -131,6 +158,7 @@ def _fill(
                 "bias": array(model.head_bias).tolist(),
             },
             **_describe_masks(model),
+            "notes": _notes(model, format),
             "precision": precision,
             "max_tokens": config.max_tokens,
             "evaluation": {split: figures},
@@ -143,6 +171,7 @@ def _fill(
             "parity": {split: parity},
         },
     )
+    return read_bundle(folder)  # what a server would refuse isn't left behind
 
 
 def _public_name(backbone: str) -> str:
@@ -158,6 +187,7 @@ def export_bundle(
     precision: Precision = "int8",
     name: str | None = None,
     description: str = "",
+    format: Format = "onnx",
 ) -> Manifest:
     """Writes a bundle, once it has answered as its checkpoint does on real texts.
 
@@ -169,14 +199,19 @@ def export_bundle(
         precision: of the weights.
         name: of the model, by default the checkpoint's.
         description: one sentence for the card.
+        format: of the graphs.
 
     Raises:
-        BundleError: the checkpoint is one to compare with, not to serve; the target exists and isn't a bundle or
-            can't be written; or the manifest would break its schema (a name that is too long).
+        BundleError: the format doesn't come in the precision; the checkpoint is one to compare with, not to serve; the
+            target exists and isn't a bundle or can't be written; or the bundle would be one that is refused (a name
+            that is too long, an operator that isn't known).
         DataError: the data asks for other concepts or labels than the checkpoint.
         ParityError: the export answers otherwise; nothing is written then.
     """
     config = checkpoint.config
+    if precision not in PRECISIONS[format]:
+        known = "; ".join(f"{name} comes in {', '.join(those)}" for name, those in PRECISIONS.items())
+        raise BundleError(f"There is no {precision} export in the format {format}: {known}.")
     if config.bottleneck != "vectors" or not config.training.get("concept_weight", 1):
         raise BundleError(
             "This checkpoint was trained to compare with, not to serve: "
@@ -196,7 +231,7 @@ def export_bundle(
         )
     try:
         with atomic_folder(target) as folder:
-            return _fill(folder, checkpoint, data, split, precision, name or config.name, description)
+            return _fill(folder, checkpoint, data, split, precision, format, name or config.name, description)
     except OSError as error:
         raise BundleError(f"{target} can't be written: {error}.") from error
     except ValidationError as error:

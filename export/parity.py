@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnxruntime as ort
 import torch
 
+from export import torchscript
 from export.graphs import EXPLAIN, PREDICT
 from sparsecbm.attribution import attribute
-from sparsecbm.bundle import Precision
+from sparsecbm.bundle import (
+    EXPLAIN_INPUTS,
+    EXPLAIN_OUTPUTS,
+    PREDICT_INPUTS,
+    PREDICT_OUTPUTS,
+    Format,
+    Precision,
+)
 from sparsecbm.data import Dataset
 from sparsecbm.errors import ParityError
 from sparsecbm.evaluation import Outputs, judge, run
 from sparsecbm.model import SparseCBM
 from sparsecbm.tokens import batches, pad
+from sparsecbm.torchscript import TorchGraph
 
 _EXPLAIN_TEXTS = 32
 _BATCH = 32
@@ -33,17 +42,29 @@ class Tolerance:
         accuracy_loss: of concepts and label, in share of texts.
         correlation: between the explanation graph's vectors and gradients, over tokens and units, and the
             model's.
+        activation_error: most root mean square difference from the model's activations, in their standard deviations.
     """
 
     agreement: float
     accuracy_loss: float
     correlation: float
+    activation_error: float
 
 
 TOLERANCES: dict[Precision, Tolerance] = {
-    "fp32": Tolerance(agreement=0.998, accuracy_loss=0.002, correlation=0.9999),
-    "int8": Tolerance(agreement=0.95, accuracy_loss=0.01, correlation=0.97),
+    "fp32": Tolerance(agreement=0.998, accuracy_loss=0.002, correlation=0.9999, activation_error=0.001),
+    "int8": Tolerance(agreement=0.95, accuracy_loss=0.01, correlation=0.97, activation_error=0.2),
+    "fp16": Tolerance(agreement=0.99, accuracy_loss=0.005, correlation=0.999, activation_error=0.02),
+    "bf16": Tolerance(agreement=0.97, accuracy_loss=0.01, correlation=0.99, activation_error=0.1),
 }
+
+
+class Graph(Protocol):
+    """An ONNX Runtime session, or a TorchScript graph with the same interface."""
+
+    def run(self, outputs: Sequence[str], feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """The named outputs for the named inputs."""
+        ...
 
 
 def open_session(path: Path) -> ort.InferenceSession:
@@ -55,13 +76,23 @@ def open_session(path: Path) -> ort.InferenceSession:
     )
 
 
-def run_exported(session: ort.InferenceSession, ids: Sequence[np.ndarray], pad_id: int) -> Outputs:
-    """Runs ``predict.onnx`` over token ids."""
+def open_graphs(folder: Path, format: Format) -> tuple[Graph, Graph]:
+    """The prediction and the explanation graph that a folder holds."""
+    if format == "torchscript":
+        return (
+            TorchGraph(folder / torchscript.PREDICT, PREDICT_INPUTS, PREDICT_OUTPUTS, gradients=False),
+            TorchGraph(folder / torchscript.EXPLAIN, EXPLAIN_INPUTS, EXPLAIN_OUTPUTS, gradients=True),
+        )
+    return open_session(folder / PREDICT), open_session(folder / EXPLAIN)
+
+
+def run_exported(graph: Graph, ids: Sequence[np.ndarray], pad_id: int) -> Outputs:
+    """Runs a prediction graph over token ids."""
     logits: list[np.ndarray] = [np.empty(0)] * len(ids)
     vectors: list[np.ndarray] = [np.empty(0)] * len(ids)
     for chosen in batches(np.array([len(row) for row in ids]), _BATCH):
         padded, mask = pad([ids[index] for index in chosen], pad_id)
-        outputs = session.run(["logits", "vectors"], {"input_ids": padded, "attention_mask": mask})
+        outputs = graph.run(PREDICT_OUTPUTS, {"input_ids": padded, "attention_mask": mask})
         for position, index in enumerate(chosen):
             logits[index], vectors[index] = outputs[0][position], outputs[1][position]
     return Outputs(torch.from_numpy(np.stack(logits)), torch.from_numpy(np.stack(vectors)))
@@ -71,10 +102,8 @@ def _correlation(left: np.ndarray, right: np.ndarray) -> float:
     return float(np.corrcoef(left.ravel(), right.ravel())[0, 1])
 
 
-def _explain_parity(
-    model: SparseCBM, session: ort.InferenceSession, ids: Sequence[np.ndarray], expected: Outputs
-) -> dict[str, float]:
-    """Compares ``explain.onnx`` with the model's gradients and, since corrections read them, its outputs."""
+def _explain_parity(model: SparseCBM, graph: Graph, ids: Sequence[np.ndarray], expected: Outputs) -> dict[str, float]:
+    """Compares an explanation graph with the model's gradients and, since corrections read them, its outputs."""
     padded, mask = pad(ids, model.backbone.config.pad_id)
     present = np.isfinite(model.absent_values.numpy()).astype(np.float32)
     weights = np.broadcast_to(present, (len(ids), *present.shape)).copy()
@@ -86,8 +115,7 @@ def _explain_parity(
     ]
     feeds = {"input_ids": padded, "attention_mask": mask, "value_weights": weights}
     feeds |= {"head_gates": gates[0], "neuron_gates": gates[1]}
-    names = ["logits", "vectors", "token_scores", "head_gradients", "neuron_gradients"]
-    logits, vectors, tokens, heads, neurons = session.run(names, feeds)
+    logits, vectors, tokens, heads, neurons = graph.run(EXPLAIN_OUTPUTS, feeds)
     wanted = expected.logits[: len(ids)].numpy()
     finite = np.isfinite(wanted)
     return {
@@ -101,7 +129,12 @@ def _explain_parity(
 
 
 def check_parity(
-    folder: Path, model: SparseCBM, data: Dataset, ids: Sequence[np.ndarray], precision: Precision
+    folder: Path,
+    model: SparseCBM,
+    data: Dataset,
+    ids: Sequence[np.ndarray],
+    precision: Precision,
+    format: Format = "onnx",
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Compares the graphs in a folder with the model that they were exported from.
 
@@ -111,6 +144,7 @@ def check_parity(
         data: real texts with labels.
         ids: the texts as token ids.
         precision: of the graphs; sets the tolerance.
+        format: of the graphs.
 
     Returns:
         The parity figures, and the exported graph's evaluation figures on the data.
@@ -120,15 +154,19 @@ def check_parity(
     """
     tolerance = TOLERANCES[precision]
     expected = run(model, ids)
-    exported = run_exported(open_session(folder / PREDICT), ids, model.backbone.config.pad_id)
+    predict, explain = open_graphs(folder, format)
+    exported = run_exported(predict, ids, model.backbone.config.pad_id)
     before, after = judge(model, data, expected), judge(model, data, exported)
     finite = torch.isfinite(expected.logits)
-    labels = [
-        model.label_logits(output.logits.softmax(-1), output.vectors).argmax(-1) for output in (expected, exported)
-    ]
+    labels, activations = [], []
+    for output in (expected, exported):
+        mixture = output.logits.softmax(-1)
+        labels.append(model.label_logits(mixture, output.vectors).argmax(-1))
+        activations.append(model.activations(mixture, output.vectors).numpy())
     figures: dict[str, Any] = {
         "texts": len(ids),
         "logit_difference": float((expected.logits - exported.logits)[finite].abs().max()),
+        "activation_error": float(np.sqrt(np.square(activations[1] - activations[0]).mean()) / activations[0].std()),
         "value_agreement": float((expected.logits.argmax(-1) == exported.logits.argmax(-1)).float().mean()),
         "label_agreement": float((labels[0] == labels[1]).float().mean()),
         "concept_accuracy": {
@@ -136,7 +174,7 @@ def check_parity(
             "export": after["concept"]["accuracy"],
         },
         "label_accuracy": {"checkpoint": before["label"]["accuracy"], "export": after["label"]["accuracy"]},
-        **_explain_parity(model, open_session(folder / EXPLAIN), ids[:_EXPLAIN_TEXTS], expected),
+        **_explain_parity(model, explain, ids[:_EXPLAIN_TEXTS], expected),
     }
     failures = [
         f"{key} is {figures[key]:.4f}, must be at least {bound}"
@@ -156,6 +194,10 @@ def check_parity(
         for key in ("concept_accuracy", "label_accuracy")
         if not figures[key]["checkpoint"] - figures[key]["export"] <= tolerance.accuracy_loss
     ]
+    if not figures["activation_error"] <= tolerance.activation_error:
+        failures.append(
+            f"activation_error is {figures['activation_error']:.4f}, may be at most {tolerance.activation_error}"
+        )
     if failures:
         raise ParityError(
             f"The {precision} export doesn't answer as its checkpoint does, so no bundle was written: "

@@ -38,7 +38,10 @@ class Replica:
     def __init__(self, settings: Settings, metrics_folder: Path) -> None:
         logs.configure(settings.log_level)
         _bind_to_node()
-        self._engine = Engine.load(settings.bundle, EngineSettings(threads=settings.threads_per_replica))
+        self._engine = Engine.load(
+            settings.bundle,
+            EngineSettings(threads=settings.threads_per_replica, trust_torchscript=settings.trust_torchscript),
+        )
         self._metrics = Metrics(metrics_folder, self._engine.manifest)
         self._ledger = open_ledger(settings)
         self._batcher = Batcher(self._engine, self._metrics, settings.max_queue, settings.max_batch, settings.max_wait)

@@ -18,19 +18,16 @@ from threading import Lock
 from typing import Self
 
 import numpy as np
-import onnxruntime as ort
 from tokenizers import Encoding
 
 from serving.answers import AnswerWriter, Explanation
 from serving.bottleneck import LabelHead, Reading
 from serving.contract import Answer, Edit, Explain, Flipped, Level, Outcome
-from serving.graphs import EXPLAIN, PREDICT, Gradients, check_signature, open_session
+from serving.graphs import Gradients, Graph, open_explain, open_predict
 from serving.masks import Units, describe_edits, edit_units, read_masks
 from sparsecbm.bundle import Manifest, read_bundle
 from sparsecbm.errors import BundleError, InputError, SparseCBMError
-from sparsecbm.tokens import TOKENIZER, pad, tokenizer_from_text
-
-_EXPLAIN_INPUTS = ("input_ids", "attention_mask", "head_gates", "neuron_gates", "value_weights")
+from sparsecbm.tokens import TOKENIZER, openings, pad, tokenizer_from_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +61,7 @@ class EngineSettings:
             concept's full layers and so needs more memory.
         edit_budget: most units that a mask-level intervention changes, as a share of the concept's kept ones.
         edit_step: units changed between two looks at the result, likewise.
+        trust_torchscript: whether the graphs of a TorchScript bundle, which are programs, may be loaded.
     """
 
     threads: int = 2
@@ -71,6 +69,7 @@ class EngineSettings:
     explain_token_budget: int = 1024
     edit_budget: float = 0.03
     edit_step: float = 0.0025
+    trust_torchscript: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,12 +113,8 @@ class Engine:
         self._writer = AnswerWriter(manifest, self._masks)
         self._names = [concept.name for concept in manifest.concepts]
         self._values = {concept.name: concept.values for concept in manifest.concepts}
-        values = max(len(concept.values) for concept in manifest.concepts)
-        shape = (len(manifest.concepts), values)
-        self._outputs = {"logits": shape, "vectors": (*shape, manifest.head.width)}
-        self._predict = open_session(folder / PREDICT, settings.threads)
-        check_signature(self._predict, folder / PREDICT, ("input_ids", "attention_mask"), self._outputs)
-        self._explain: ort.InferenceSession | None = None
+        self._predict = open_predict(folder, manifest, settings.threads, settings.trust_torchscript)
+        self._explain: Graph | None = None
         self._explain_lock = Lock()
 
     @classmethod
@@ -138,7 +133,7 @@ class Engine:
 
     def check_text(self, text: str) -> None:
         """Raises InputError where a text holds nothing to read, or what is no character."""
-        if not text.strip():
+        if not text or text.isspace():
             raise InputError("the text is empty; send at least one character that is not a space.")
         try:
             text.encode()
@@ -248,12 +243,16 @@ class Engine:
     def _tokenise(self, texts: Sequence[str], offsets: bool) -> _Texts:
         started = time.perf_counter()
         encode = self._tokenizer.encode_batch if offsets else self._tokenizer.encode_batch_fast
-        encodings: list[Encoding] = encode(list(texts))
+        read = openings(self._tokenizer, texts)
+        encodings: list[Encoding] = encode(read)
         if not all(encodings):
             raise InputError("the text holds nothing that the model reads; send at least one word.")
         return _Texts(
             [np.array(encoding.ids, dtype=np.int64) for encoding in encodings],
-            [bool(encoding.overflowing) for encoding in encodings],
+            [
+                bool(encoding.overflowing) or len(opening) < len(text)
+                for encoding, opening, text in zip(encodings, read, texts, strict=True)
+            ],
             [encoding.offsets for encoding in encodings] if offsets else [],
             time.perf_counter() - started,
         )
@@ -288,13 +287,12 @@ class Engine:
             self._observed(chosen, mask, texts.seconds * len(rows) / len(texts.ids), started)
         return logits, vectors
 
-    def _explain_session(self) -> ort.InferenceSession:
+    def _explain_graph(self) -> Graph:
         """The explanation graph, loaded when it is first asked for."""
         with self._explain_lock:
             if self._explain is None:
-                session = open_session(self._folder / EXPLAIN, self.settings.threads)
-                check_signature(session, self._folder / EXPLAIN, _EXPLAIN_INPUTS, self._outputs)
-                self._explain = session
+                settings = self.settings
+                self._explain = open_explain(self._folder, self.manifest, settings.threads, settings.trust_torchscript)
             return self._explain
 
     def _run_explain(self, ids: Sequence[np.ndarray], masks: np.ndarray, value_weights: np.ndarray) -> Gradients:
@@ -302,7 +300,7 @@ class Engine:
         padded, attention_mask = pad(ids, self.manifest.backbone.pad_id)
         heads, neurons = self._units.split(masks.astype(np.float32))
         started = time.perf_counter()
-        outputs = self._explain_session().run(
+        outputs = self._explain_graph().run(
             ["logits", "vectors", "token_scores", "head_gradients", "neuron_gradients"],
             {
                 "input_ids": padded,

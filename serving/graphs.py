@@ -1,24 +1,66 @@
-"""A bundle's two graphs in ONNX Runtime."""
+"""A bundle's two graphs, in ONNX Runtime or, where it is a trusted TorchScript bundle, in torch."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import onnxruntime as ort
+import structlog
 
+from serving.trust import check_trust
+from sparsecbm.bundle import EXPLAIN_INPUTS, EXPLAIN_OUTPUTS, PREDICT_INPUTS, PREDICT_OUTPUTS, Manifest, Precision
 from sparsecbm.errors import BundleError
 
 PREDICT = "predict.onnx"
 EXPLAIN = "explain.onnx"
+PREDICT_TORCH = "predict.ts"
+EXPLAIN_TORCH = "explain.ts"
+_CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 # ONNX Runtime's fused residual + normalisation is slower on processors than the two apart.
 _SLOW_OPTIMIZERS = ["SkipLayerNormFusion"]
 
+_log = structlog.get_logger()
+
+
+class Graph(Protocol):
+    """What the engine runs: an ONNX graph, or a TorchScript graph with the same interface."""
+
+    def run(self, outputs: Sequence[str], feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """The named outputs for the named inputs."""
+        ...
+
+
+class OnnxGraph:
+    """An ONNX Runtime session. Where its graph can't compute what it promises, the bundle is to blame."""
+
+    def __init__(self, name: str, session: ort.InferenceSession) -> None:
+        self._name = name
+        self._session = session
+        self._shapes = {node.name: node.shape for node in session.get_outputs()}
+
+    def run(self, outputs: Sequence[str], feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """The named outputs for the named inputs.
+
+        Raises:
+            BundleError: ONNX Runtime fails on the graph, or it gives other shapes than it declares.
+        """
+        try:
+            given: list[np.ndarray] = self._session.run(outputs, feeds)
+        except Exception as error:  # ONNX Runtime's errors share no base but Exception
+            raise BundleError(f"{self._name} fails in ONNX Runtime: {str(error)[:300]}") from error
+        sizes = dict(zip(("batch", "length"), feeds["input_ids"].shape, strict=True))
+        for name, array in zip(outputs, given, strict=True):
+            declared = tuple(sizes.get(size, size) for size in self._shapes[name])
+            if array.shape != declared:
+                raise BundleError(f"{self._name}: {name} is of shape {array.shape}, but should be of {declared}.")
+        return given
+
 
 class Gradients(NamedTuple):
-    """What ``explain.onnx`` gives for N texts.
+    """What the explanation graph gives for N texts.
 
     Shapes: logits [N, concepts, values]; vectors [N, concepts, values, width]; tokens
     [N, concepts, length]; heads and neurons [N, concepts, branch layers, units].
@@ -31,12 +73,55 @@ class Gradients(NamedTuple):
     neurons: np.ndarray
 
 
-def open_session(path: Path, threads: int) -> ort.InferenceSession:
-    """Opens a graph on the processor.
+def open_predict(folder: Path, manifest: Manifest, threads: int, trust_torchscript: bool = False) -> Graph:
+    """Opens a bundle's prediction graph.
+
+    Args:
+        folder: of the bundle.
+        manifest: of the bundle.
+        threads: that one run uses.
+        trust_torchscript: whether TorchScript, which is a program, may be loaded.
+
+    Raises:
+        BundleError: the graph can't be loaded, isn't what the manifest promises, or isn't trusted.
+        SetupError: it is TorchScript and torch isn't installed.
+    """
+    if manifest.format == "torchscript":
+        return _open_torch(folder / PREDICT_TORCH, manifest, threads, trust_torchscript)
+    return _open_onnx(folder / PREDICT, manifest, threads, PREDICT_INPUTS)
+
+
+def open_explain(folder: Path, manifest: Manifest, threads: int, trust_torchscript: bool = False) -> Graph:
+    """Opens a bundle's explanation graph; arguments and errors are those of ``open_predict``."""
+    if manifest.format == "torchscript":
+        return _open_torch(folder / EXPLAIN_TORCH, manifest, threads, trust_torchscript)
+    return _open_onnx(folder / EXPLAIN, manifest, threads, EXPLAIN_INPUTS)
+
+
+def output_shapes(manifest: Manifest, inputs: Collection[str]) -> dict[str, tuple[int | str, ...]]:
+    """Shapes, behind the batch, of what the graph of these inputs gives."""
+    layout, concepts = manifest.layout, len(manifest.concepts)
+    values = max(len(concept.values) for concept in manifest.concepts)
+    shapes: dict[str, tuple[int | str, ...]] = {
+        "logits": (concepts, values),
+        "vectors": (concepts, values, manifest.head.width),
+    }
+    if "value_weights" in inputs:
+        shapes["token_scores"] = (concepts, "length")
+        shapes["head_gradients"] = (concepts, layout.branch, layout.heads)
+        shapes["neuron_gradients"] = (concepts, layout.branch, layout.neurons)
+    return shapes
+
+
+def open_session(path: Path, threads: int, precision: Precision = "int8") -> ort.InferenceSession:
+    """Opens an ONNX graph: on the GPU where ONNX Runtime has CUDA, unless the graph is int8, which processors run.
+
+    Where there is no CUDA, or it fails, the processor runs the graph, and the log says so.
 
     Args:
         path: of the graph; its weights lie beside it.
         threads: that one run uses.
+        precision: of the graph.
 
     Raises:
         BundleError: ONNX Runtime refuses the graph.
@@ -46,16 +131,63 @@ def open_session(path: Path, threads: int) -> ort.InferenceSession:
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    cuda = precision != "int8" and _CUDA in ort.get_available_providers()
+    places: dict[str, Any] = {"providers": [_CUDA, _CPU]} if cuda else {"providers": [_CPU]}
+    if not cuda:
+        places["disabled_optimizers"] = _SLOW_OPTIMIZERS
     try:
-        return ort.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=_SLOW_OPTIMIZERS
-        )
+        session = ort.InferenceSession(str(path), options, **places)
     except Exception as error:  # ONNX Runtime's errors share no base but Exception
         raise BundleError(f"{path} can't be loaded by ONNX Runtime: {error}") from error
+    if precision == "fp16" and not cuda:
+        _log.warning("on_processor", graph=path.name, reason="ONNX Runtime has no CUDA here; install onnxruntime-gpu")
+    elif cuda and _CUDA not in session.get_providers():
+        _log.warning("on_processor", graph=path.name, reason="ONNX Runtime couldn't start CUDA")
+    return session
+
+
+def _open_onnx(path: Path, manifest: Manifest, threads: int, inputs: Collection[str]) -> Graph:
+    session = open_session(path, threads, manifest.precision)
+    check_signature(session, path, inputs, output_shapes(manifest, inputs))
+    return OnnxGraph(path.name, session)
+
+
+def _open_torch(path: Path, manifest: Manifest, threads: int, trusted: bool) -> Graph:
+    check_trust(path.parent, manifest, trusted)
+    from sparsecbm.torchscript import TorchGraph
+
+    explains = path.name == EXPLAIN_TORCH
+    inputs, outputs = (EXPLAIN_INPUTS, EXPLAIN_OUTPUTS) if explains else (PREDICT_INPUTS, PREDICT_OUTPUTS)
+    graph = TorchGraph(path, inputs, outputs, explains, threads)
+    try:
+        example = _example(manifest, inputs)
+        given = dict(zip(outputs, graph.run(outputs, example), strict=True))
+    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+        raise BundleError(f"{path} can't be run by torch: {str(error)[:500]}") from error
+    for name, shape in output_shapes(manifest, inputs).items():
+        length = example["input_ids"].shape[1]
+        if given[name].shape != (1, *(length if size == "length" else size for size in shape)):
+            raise BundleError(f"{path}: {name} must be of shape {list(shape)} per text, not {given[name].shape[1:]}.")
+    return graph
+
+
+def _example(manifest: Manifest, inputs: Collection[str]) -> dict[str, np.ndarray]:
+    """One text of two tokens."""
+    layout, concepts = manifest.layout, len(manifest.concepts)
+    values = max(len(concept.values) for concept in manifest.concepts)
+    ids = np.full((1, 2), manifest.backbone.pad_id, np.int64)
+    whole: dict[str, np.ndarray] = {
+        "input_ids": ids,
+        "attention_mask": np.ones_like(ids),
+        "head_gates": np.ones((1, concepts, layout.branch, layout.heads), np.float32),
+        "neuron_gates": np.ones((1, concepts, layout.branch, layout.neurons), np.float32),
+        "value_weights": np.zeros((1, concepts, values), np.float32),
+    }
+    return {name: whole[name] for name in inputs}
 
 
 def check_signature(
-    session: ort.InferenceSession, path: Path, inputs: Collection[str], outputs: Mapping[str, tuple[int, ...]]
+    session: ort.InferenceSession, path: Path, inputs: Collection[str], outputs: Mapping[str, tuple[int | str, ...]]
 ) -> None:
     """Compares a graph with what its bundle's manifest promises.
 

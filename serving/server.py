@@ -24,6 +24,7 @@ from serving.headers import SECURITY
 from serving.ledger import open_ledger
 from serving.proxy import write_errors, write_launcher
 from serving.settings import Settings
+from serving.trust import check_trust
 from sparsecbm.bundle import Manifest, read_bundle
 from sparsecbm.errors import SetupError, UnavailableError
 
@@ -128,6 +129,7 @@ def check(settings: Settings) -> Manifest:
     if settings.otlp_endpoint:
         tracing.check_installed()
     manifest = read_bundle(settings.bundle)
+    check_trust(settings.bundle, manifest, settings.trust_torchscript)
     _check_port(settings)
     ledger = open_ledger(settings)
     try:

@@ -96,6 +96,10 @@ class Settings(BaseSettings):
         pattern=r"^(https?://\S+)?$",
         description="Where traces are sent by OTLP over HTTP, such as http://127.0.0.1:4318; none are by default.",
     )
+    trust_torchscript: bool = Field(
+        default=False,
+        description="Whether to load a TorchScript bundle, whose graphs are programs; only one whose maker you trust.",
+    )
     log_level: LogLevel = Field(
         default="info", description="Least severe log line that is written; 'debug' has one per request."
     )

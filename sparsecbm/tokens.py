@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from sparsecbm.errors import CheckpointError
 
 TOKENIZER = "tokenizer.json"
+_CHARACTERS_PER_TOKEN = 32  # several times those of a long word
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,23 +35,40 @@ def tokenizer_from_text(text: str, max_tokens: int) -> Tokenizer:
     """Makes a tokeniser from the text of a ``tokenizer.json``, to truncate at ``max_tokens`` and never to pad.
 
     Raises:
-        CheckpointError: the text isn't a tokeniser.
+        CheckpointError: the text isn't a tokeniser, or one that fails on a text.
     """
     try:
         tokenizer = Tokenizer.from_str(text)
-    except Exception as error:  # the Rust side raises plain Exception
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(max_tokens)
+        tokenizer.encode_batch_fast(["", "a日🍝 " * min(max_tokens, 512)])
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the Rust side raises plain Exception, and where it panics, not even that
         raise CheckpointError(f"{TOKENIZER} is not a tokenizer file: {error}") from error
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(max_tokens)
     return tokenizer
+
+
+def openings(tokenizer: Tokenizer, texts: Sequence[str]) -> list[str]:
+    """Of each text as much as can be read: 32 characters per token that the tokeniser leaves.
+
+    A tokeniser takes some hundred bytes per character of a text, and truncates afterwards.
+    """
+    assert tokenizer.truncation is not None
+    most = _CHARACTERS_PER_TOKEN * int(tokenizer.truncation["max_length"])
+    return [text[:most] for text in texts]
 
 
 def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> Encoded:
     """Tokenises texts."""
-    encodings = tokenizer.encode_batch_fast(list(texts))
+    read = openings(tokenizer, texts)
+    encodings = tokenizer.encode_batch_fast(read)
     return Encoded(
         [np.array(encoding.ids, dtype=np.int64) for encoding in encodings],
-        [bool(encoding.overflowing) for encoding in encodings],
+        [
+            bool(encoding.overflowing) or len(opening) < len(text)
+            for encoding, opening, text in zip(encodings, read, texts, strict=True)
+        ],
     )
 
 

@@ -187,3 +187,16 @@ def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return f"sqlite:///{tmp_path / 'ledger.db'}"
     server: PostgreSQL = request.getfixturevalue("postgresql")
     return server.create()
+
+
+@pytest.fixture(scope="session")
+def torch_bundle(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, reviews: Path) -> Path:
+    """The fp32 TorchScript bundle of the checkpoint."""
+    from export.exporter import export_bundle
+    from sparsecbm import checkpoint as checkpoints
+    from sparsecbm import data
+
+    folder = tmp_path_factory.mktemp("bundles") / "torchscript"
+    labelled = data.load(str(reviews), "dev")
+    export_bundle(checkpoints.load(checkpoint), folder, labelled, "dev", "fp32", format="torchscript")
+    return folder

@@ -12,7 +12,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from export.exporter import NO_TIME_SAVED, export_bundle
+from export.exporter import IS_A_PROGRAM, NO_TIME_SAVED, export_bundle
 from export.graph import WEIGHTS
 from export.graphs import predict_graph
 from sparsecbm import checkpoint as checkpoints
@@ -75,6 +75,16 @@ def test_export_says_what_it_wrote(tmp_path: Path, untrained_folder: Path, revie
     assert "on 80 texts 100.0% of concept values and 100.0% of labels are the checkpoint's" in err
 
 
+def test_export_writes_torchscript_and_says_what_it_is(
+    tmp_path: Path, untrained_folder: Path, reviews: Path, run: Run
+) -> None:
+    code, _, err = run("export", untrained_folder, tmp_path / "bundle", "--data", reviews, "--format", "torchscript")
+    manifest = read_bundle(tmp_path / "bundle")
+    assert (code, manifest.format, manifest.precision) == (0, "torchscript", "fp32")
+    assert IS_A_PROGRAM in err
+    assert IS_A_PROGRAM in run("inspect", tmp_path / "bundle")[1]
+
+
 def test_export_prints_its_figures_as_json(tmp_path: Path, untrained_folder: Path, reviews: Path, run: Run) -> None:
     target = tmp_path / "bundle"
     _, out, _ = run("export", untrained_folder, target, "--data", reviews, "--precision", "fp32", "--json")
@@ -93,7 +103,13 @@ SENTENCE = re.compile(r"error: [^\n]+\.\n\Z")
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"--precision": "int4"}, "precision must be fp32 or int8, not 'int4'"),
+        (
+            {"--precision": "int4"},
+            "no int4 export in the format onnx: onnx comes in int8, fp32, fp16; torch",
+        ),
+        ({"--precision": "bf16"}, "no bf16 export in the format onnx"),
+        ({"--precision": "int8", "--format": "torchscript"}, "no int8 export in the format torchscript"),
+        ({"--format": "pickle"}, "format must be onnx or torchscript, not 'pickle'"),
         ({"--split": "test"}, "'test'"),
         ({"--data": "nowhere.yaml"}, "nowhere.yaml"),
         ({"checkpoint": "nowhere"}, "nowhere is not a checkpoint"),

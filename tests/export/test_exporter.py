@@ -6,6 +6,8 @@ import copy
 import dataclasses
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,17 +17,28 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+from export import torchscript
 from export.exporter import MASKS, NO_TIME_SAVED, export_bundle, pack_masks
 from export.graph import WEIGHTS
 from export.graphs import EXPLAIN, PREDICT, predict_graph
 from export.parity import TOLERANCES
 from sparsecbm import checkpoint as checkpoints
-from sparsecbm.bundle import MANIFEST, Precision, read_bundle
+from sparsecbm.bundle import MANIFEST, Format, Precision, read_bundle
 from sparsecbm.checkpoint import Checkpoint
 from sparsecbm.data import Dataset
 from sparsecbm.errors import BundleError, DataError, ParityError
+from sparsecbm.graph_check import OPERATORS
 from sparsecbm.model import SparseCBM
 from sparsecbm.tokens import TOKENIZER
+
+KINDS: dict[str, tuple[Format, Precision]] = {
+    "fp32": ("onnx", "fp32"),
+    "int8": ("onnx", "int8"),
+    "fp16": ("onnx", "fp16"),
+    "torchscript": ("torchscript", "fp32"),
+    "torchscript-fp16": ("torchscript", "fp16"),
+    "torchscript-bf16": ("torchscript", "bf16"),
+}
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -35,50 +48,53 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory, untrained: Checkpoint, labelled: Dataset) -> dict[str, Path]:
-    """The untrained checkpoint's bundle in both precisions."""
+    """The untrained checkpoint's bundle, by kind."""
     folder = tmp_path_factory.mktemp("exported")
-    precisions: tuple[Precision, ...] = ("fp32", "int8")
-    for precision in precisions:
-        export_bundle(untrained, folder / precision, labelled, "train", precision)
-    return {precision: folder / precision for precision in precisions}
+    for kind, (format, precision) in KINDS.items():
+        export_bundle(untrained, folder / kind, labelled, "train", precision, format=format)
+    return {kind: folder / kind for kind in KINDS}
 
 
 @pytest.fixture(scope="session")
 def weight_bundles(
     tmp_path_factory: pytest.TempPathFactory, weight_pruned: Checkpoint, labelled: Dataset
 ) -> dict[str, Path]:
-    """The bundle of a checkpoint of pruned weights and a pruned trunk in both precisions."""
+    """The bundle of a checkpoint of pruned weights and a pruned trunk, by kind."""
     folder = tmp_path_factory.mktemp("weights")
-    precisions: tuple[Precision, ...] = ("fp32", "int8")
-    for precision in precisions:
-        export_bundle(weight_pruned, folder / precision, labelled, "train", precision)
-    return {precision: folder / precision for precision in precisions}
+    for kind, (format, precision) in KINDS.items():
+        export_bundle(weight_pruned, folder / kind, labelled, "train", precision, format=format)
+    return {kind: folder / kind for kind in KINDS}
 
 
 @pytest.fixture
 def failing(monkeypatch: pytest.MonkeyPatch, untrained: Checkpoint) -> None:
-    """Makes the export write the prediction graph of another model."""
+    """Makes the export write the prediction graph of another model, in either format."""
 
-    def other(model: SparseCBM, precision: Precision) -> onnx.ModelProto:
-        wrong = copy.deepcopy(model)
-        wrong.logit_weight.data.neg_()
-        return predict_graph(wrong, precision)
+    def wrong(model: SparseCBM) -> SparseCBM:
+        other = copy.deepcopy(model)
+        other.logit_weight.data.neg_()
+        return other
 
-    monkeypatch.setattr("export.exporter.predict_graph", other)
+    trace = torchscript.predict_module
+    monkeypatch.setattr("export.exporter.predict_graph", lambda model, kind: predict_graph(wrong(model), kind))
+    monkeypatch.setattr("export.torchscript.predict_module", lambda model, kind: trace(wrong(model), kind))
 
 
 BOTH = pytest.mark.parametrize("precision", ["fp32", "int8"])
+ONNX = pytest.mark.parametrize("precision", ["fp32", "int8", "fp16"])
+FORMATS = pytest.mark.parametrize("format", ["onnx", "torchscript"])
+EVERY = pytest.mark.parametrize("kind", KINDS)
 
 
-@BOTH
-def test_a_bundle_is_read_back(exported: dict[str, Path], precision: str) -> None:
-    manifest = read_bundle(exported[precision])
-    assert (manifest.name, manifest.precision) == ("tiny", precision)
+@EVERY
+def test_a_bundle_is_read_back(exported: dict[str, Path], kind: str) -> None:
+    manifest = read_bundle(exported[kind])
+    assert (manifest.name, manifest.format, manifest.precision) == ("tiny", *KINDS[kind])
 
 
-@BOTH
-def test_a_bundle_holds_the_listed_files_and_no_others(exported: dict[str, Path], precision: str) -> None:
-    folder = exported[precision]
+@EVERY
+def test_a_bundle_holds_the_listed_files_and_no_others(exported: dict[str, Path], kind: str) -> None:
+    folder = exported[kind]
     assert set(contents(folder)) == {MANIFEST, *read_bundle(folder).files}
 
 
@@ -87,7 +103,7 @@ def test_a_bundle_lists_its_graphs_weights_masks_and_tokeniser(exported: dict[st
 
 
 def test_an_export_leaves_nothing_beside_the_bundle(exported: dict[str, Path]) -> None:
-    assert {path.name for path in exported["fp32"].parent.iterdir()} == {"fp32", "int8"}
+    assert {path.name for path in exported["fp32"].parent.iterdir()} == set(KINDS)
 
 
 def external(folder: Path, graph: str) -> dict[str, tuple[int, int]]:
@@ -97,7 +113,7 @@ def external(folder: Path, graph: str) -> dict[str, tuple[int, int]]:
     return {name: (int(place["offset"]), int(place["length"])) for name, place in places.items() if place}
 
 
-@BOTH
+@ONNX
 @pytest.mark.parametrize("graph", [PREDICT, EXPLAIN])
 def test_a_graphs_tensors_lie_in_the_weights_file(exported: dict[str, Path], precision: str, graph: str) -> None:
     size = (exported[precision] / WEIGHTS).stat().st_size
@@ -105,7 +121,7 @@ def test_a_graphs_tensors_lie_in_the_weights_file(exported: dict[str, Path], pre
     assert places and all(offset >= 0 and length > 0 and offset + length <= size for offset, length in places)
 
 
-@BOTH
+@ONNX
 def test_both_graphs_share_the_embeddings_and_the_trunk(exported: dict[str, Path], precision: str) -> None:
     predict, explain = (external(exported[precision], graph) for graph in (PREDICT, EXPLAIN))
     own = {name: place for name, place in explain.items() if name.startswith(("tokens", "positions"))}
@@ -114,7 +130,7 @@ def test_both_graphs_share_the_embeddings_and_the_trunk(exported: dict[str, Path
     assert len(trunk) == 4 and set(trunk) <= set(explain.values())
 
 
-@BOTH
+@ONNX
 def test_no_tensor_is_stored_twice(exported: dict[str, Path], precision: str) -> None:
     folder = exported[precision]
     weights = (folder / WEIGHTS).read_bytes()
@@ -122,12 +138,12 @@ def test_no_tensor_is_stored_twice(exported: dict[str, Path], precision: str) ->
     assert len({weights[offset : offset + length] for offset, length in places}) == len(places)
 
 
-def test_int8_weights_are_less_than_half_of_fp32_ones(exported: dict[str, Path]) -> None:
+def test_int8_and_fp16_weights_are_not_stored_in_fp32(exported: dict[str, Path]) -> None:
     def stored(precision: str) -> int:
         places = {place for graph in (PREDICT, EXPLAIN) for place in external(exported[precision], graph).values()}
         return sum(length for _, length in places)
 
-    assert stored("int8") < stored("fp32") / 2
+    assert stored("int8") < stored("fp16") <= stored("fp32") / 2
 
 
 def test_packed_masks_are_the_checkpoints(exported: dict[str, Path], untrained: Checkpoint) -> None:
@@ -181,11 +197,15 @@ def test_the_manifest_has_each_concepts_density(exported: dict[str, Path], untra
     assert list(read_bundle(exported["int8"]).concept_density.values()) == pytest.approx(kept)
 
 
-@BOTH
-def test_a_bundle_of_pruned_weights_answers_and_explains_as_its_checkpoint(
-    weight_bundles: dict[str, Path], precision: Precision
+@EVERY
+@pytest.mark.parametrize("pruned", ["exported", "weight_bundles"])
+def test_a_bundle_answers_and_explains_as_its_checkpoint(
+    request: pytest.FixtureRequest, pruned: str, kind: str
 ) -> None:
-    parity, least = read_bundle(weight_bundles[precision]).parity["train"], TOLERANCES[precision]
+    manifest = read_bundle(request.getfixturevalue(pruned)[kind])
+    parity, least = manifest.parity["train"], TOLERANCES[manifest.precision]
+    for figure in ("concept_accuracy", "label_accuracy"):
+        assert parity[figure]["checkpoint"] - parity[figure]["export"] <= least.accuracy_loss
     for figure in ("value_agreement", "label_agreement", "explain_value_agreement"):
         assert parity[figure] >= least.agreement
     for figure in ("explain_vector_correlation", "token_correlation", "head_correlation", "neuron_correlation"):
@@ -211,8 +231,10 @@ def test_a_checkpoint_of_pruned_weights_exported_twice_gives_the_same_bytes(
     tmp_path: Path, weight_bundles: dict[str, Path], weight_pruned: Checkpoint, labelled: Dataset
 ) -> None:
     checkpoints.save(weight_pruned, tmp_path / "checkpoint")
-    export_bundle(checkpoints.load(tmp_path / "checkpoint"), tmp_path / "another", labelled, "train", "int8")
-    assert contents(tmp_path / "another") == contents(weight_bundles["int8"])
+    loaded = checkpoints.load(tmp_path / "checkpoint")
+    for kind, (format, precision) in KINDS.items():
+        export_bundle(loaded, tmp_path / kind, labelled, "train", precision, format=format)
+        assert contents(tmp_path / kind) == contents(weight_bundles[kind])
 
 
 def test_the_manifest_holds_the_label_head(exported: dict[str, Path], untrained: Checkpoint) -> None:
@@ -258,13 +280,28 @@ def test_a_trained_checkpoint_is_exported(bundle: Path) -> None:
     assert read_bundle(bundle).evaluation["dev"]["concept"]["accuracy"] > 0.8
 
 
-@BOTH
+@EVERY
 def test_a_checkpoint_exported_twice_gives_the_same_bytes(
-    tmp_path: Path, exported: dict[str, Path], untrained_folder: Path, labelled: Dataset, precision: Precision
+    tmp_path: Path, exported: dict[str, Path], untrained_folder: Path, labelled: Dataset, kind: str
 ) -> None:
-    manifest = export_bundle(checkpoints.load(untrained_folder), tmp_path / "another", labelled, "train", precision)
-    assert manifest.version == read_bundle(exported[precision]).version
-    assert contents(tmp_path / "another") == contents(exported[precision])
+    format, precision = KINDS[kind]
+    loaded, target = checkpoints.load(untrained_folder), tmp_path / "another"
+    manifest = export_bundle(loaded, target, labelled, "train", precision, format=format)
+    assert manifest.version == read_bundle(exported[kind]).version
+    assert contents(target) == contents(exported[kind])
+
+
+@pytest.mark.slow
+def test_another_process_exports_the_same_bytes(
+    tmp_path: Path, exported: dict[str, Path], untrained_folder: Path, reviews: Path
+) -> None:
+    """TorchScript names what it compiles by what the process compiled before, and notes where the source lies."""
+    target = tmp_path / "another"
+    command = f"export {untrained_folder} {target} --data {reviews} --split train --format torchscript"
+    run = "import sys; from sparsecbm.cli import main; sys.argv[0] = 'sparsecbm'; main()"
+    done = subprocess.run([sys.executable, "-c", run, *command.split()], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert contents(target) == contents(exported["torchscript"])
 
 
 def test_a_bundle_does_not_depend_on_the_number_of_threads(
@@ -292,25 +329,49 @@ def test_an_older_bundle_is_replaced(
     assert list(tmp_path.iterdir()) == [target]
 
 
+@FORMATS
 @pytest.mark.usefixtures("failing")
 def test_an_export_that_answers_otherwise_writes_nothing(
-    tmp_path: Path, untrained: Checkpoint, labelled: Dataset
+    tmp_path: Path, untrained: Checkpoint, labelled: Dataset, format: Format
 ) -> None:
     with pytest.raises(ParityError, match="no bundle was written"):
-        export_bundle(untrained, tmp_path / "bundle", labelled, "train", "fp32")
+        export_bundle(untrained, tmp_path / "bundle", labelled, "train", "fp32", format=format)
     assert not list(tmp_path.iterdir())
 
 
+@FORMATS
 def test_an_export_that_answers_otherwise_leaves_an_older_bundle(
-    tmp_path: Path, untrained: Checkpoint, labelled: Dataset, request: pytest.FixtureRequest
+    tmp_path: Path, untrained: Checkpoint, labelled: Dataset, request: pytest.FixtureRequest, format: Format
 ) -> None:
     target = tmp_path / "bundle"
     export_bundle(untrained, target, labelled, "train", "fp32")
     before = contents(tmp_path)
     request.getfixturevalue("failing")
     with pytest.raises(ParityError):
-        export_bundle(untrained, target, labelled, "train", "fp32")
+        export_bundle(untrained, target, labelled, "train", "fp32", format=format)
     assert contents(tmp_path) == before
+
+
+@FORMATS
+def test_an_export_that_is_broken_off_leaves_nothing(
+    tmp_path: Path, untrained: Checkpoint, labelled: Dataset, monkeypatch: pytest.MonkeyPatch, format: Format
+) -> None:
+    def break_off(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("export.exporter.check_parity", break_off)
+    with pytest.raises(KeyboardInterrupt):
+        export_bundle(untrained, tmp_path / "bundle", labelled, "train", "fp32", format=format)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_graph_that_a_server_would_refuse_is_not_left_behind(
+    tmp_path: Path, untrained: Checkpoint, labelled: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(OPERATORS, "", OPERATORS[""] - {"Gelu"})
+    with pytest.raises(BundleError, match="operator 'Gelu'"):
+        export_bundle(untrained, tmp_path / "bundle", labelled, "train", "fp32")
+    assert not list(tmp_path.iterdir())
 
 
 def an_empty_folder(path: Path) -> None:

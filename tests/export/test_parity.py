@@ -13,7 +13,7 @@ import pytest
 
 from export.graph import save_graphs
 from export.graphs import EXPLAIN, PREDICT, explain_graph, predict_graph
-from export.parity import TOLERANCES, Tolerance, check_parity, open_session, run_exported
+from export.parity import TOLERANCES, check_parity, open_session, run_exported
 from sparsecbm import data
 from sparsecbm.bundle import Precision
 from sparsecbm.checkpoint import Checkpoint
@@ -116,10 +116,24 @@ def test_an_export_that_is_less_accurate_is_refused(
     ids: list[np.ndarray],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(TOLERANCES, "fp32", Tolerance(agreement=0.0, accuracy_loss=0.002, correlation=0.9999))
+    tolerance = dataclasses.replace(TOLERANCES["fp32"], agreement=0.0, activation_error=9.0)
+    monkeypatch.setitem(TOLERANCES, "fp32", tolerance)
     right = dataclasses.replace(labelled, concepts=run(model, ids).logits.argmax(-1).numpy())
     with pytest.raises(ParityError, match=r"concept_accuracy falls by 0\.\d{4}, may fall by at most 0\.002"):
         check_parity(wrong_predict, model, right, ids, "fp32")
+
+
+def test_an_export_that_hands_other_activations_to_the_label_is_refused(
+    tmp_path: Path, model: SparseCBM, labelled: Dataset, ids: list[np.ndarray]
+) -> None:
+    """Twice as long, they give the same labels as long as the head's bias is small."""
+    predict = predict_graph(model, "fp32")
+    (node,) = (node for node in predict.graph.node if node.output[0] == "vectors")
+    node.op_type = "Add"
+    node.input.append(node.input[0])
+    save_graphs(tmp_path, {PREDICT: predict, EXPLAIN: explain_graph(model, "fp32")})
+    with pytest.raises(ParityError, match=r"activation_error is \d\.\d{4}, may be at most 0\.001"):
+        check_parity(tmp_path, model, labelled, ids, "fp32")
 
 
 @pytest.mark.parametrize(

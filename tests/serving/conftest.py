@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,9 @@ from serving.ledger import Ledger
 from serving.metrics import Metrics
 from serving.services import Services
 from serving.settings import Settings, read_settings
-from sparsecbm.bundle import Manifest, read_manifest
+from sparsecbm.bundle import Format, Manifest, Precision, read_manifest
+
+MakeBundle = Callable[[Format, Precision], Path]
 
 
 @pytest.fixture
@@ -38,6 +40,28 @@ def manifest(bundle: Path) -> Manifest:
 @pytest.fixture(scope="session")
 def engine(bundle: Path) -> Engine:
     return Engine.load(bundle, EngineSettings(threads=1))
+
+
+@pytest.fixture(scope="session")
+def make_bundle(checkpoint: Path, reviews: Path, tmp_path_factory: pytest.TempPathFactory) -> MakeBundle:
+    """Exports the tiny checkpoint in a format and a precision."""
+    from export.exporter import export_bundle
+    from sparsecbm import checkpoint as checkpoints
+    from sparsecbm import data
+
+    def make(format: Format, precision: Precision) -> Path:
+        folder = tmp_path_factory.mktemp("made") / "bundle"
+        loaded, labelled = checkpoints.load(checkpoint), data.load(str(reviews), "dev")
+        export_bundle(loaded, folder, labelled, "dev", precision, format=format)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def fp32_bundle(make_bundle: MakeBundle) -> Path:
+    """The checkpoint as ONNX in fp32."""
+    return make_bundle("onnx", "fp32")
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""ONNX graphs: opened, checked, refused."""
+"""Graphs: opened, checked, refused."""
 
 from __future__ import annotations
 
@@ -7,8 +7,18 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 import pytest
+from structlog.testing import capture_logs
 
-from serving.graphs import PREDICT, check_signature, open_session
+from serving.graphs import (
+    EXPLAIN_TORCH,
+    PREDICT,
+    PREDICT_TORCH,
+    OnnxGraph,
+    check_signature,
+    open_predict,
+    open_session,
+)
+from sparsecbm.bundle import read_manifest
 from sparsecbm.errors import BundleError
 
 INPUTS = ("input_ids", "attention_mask")
@@ -64,3 +74,57 @@ def test_output_of_another_shape_is_refused(session: ort.InferenceSession) -> No
 def test_missing_output_is_refused(session: ort.InferenceSession) -> None:
     with pytest.raises(BundleError, match="token_scores"):
         check_signature(session, Path(PREDICT), INPUTS, {"token_scores": (3,)})
+
+
+def test_a_graph_that_fails_is_the_bundles_fault(session: ort.InferenceSession) -> None:
+    ids = np.full((1, 5), 10**6, np.int64)  # no such token
+    with pytest.raises(BundleError, match=r"predict\.onnx fails in ONNX Runtime: "):
+        OnnxGraph(PREDICT, session).run(["logits"], {"input_ids": ids, "attention_mask": np.ones_like(ids)})
+
+
+CUDA = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+
+def test_fp16_on_a_processor_is_run_and_logged(bundle: Path) -> None:
+    with capture_logs() as logs:
+        session = open_session(bundle / PREDICT, 1, "fp16")
+    assert session.get_providers() == ["CPUExecutionProvider"]
+    assert [(log["event"], log["reason"]) for log in logs] == [
+        ("on_processor", "ONNX Runtime has no CUDA here; install onnxruntime-gpu")
+    ]
+
+
+def test_cuda_that_cannot_start_leaves_the_processor_and_is_logged(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ort, "get_available_providers", lambda: CUDA)
+    with capture_logs() as logs, pytest.warns(UserWarning, match="CUDAExecutionProvider"):
+        session = open_session(bundle / PREDICT, 1, "fp32")
+    assert session.get_providers() == ["CPUExecutionProvider"]
+    assert [log["reason"] for log in logs] == ["ONNX Runtime couldn't start CUDA"]
+
+
+def test_int8_stays_on_the_processor(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ort, "get_available_providers", lambda: CUDA)
+    with capture_logs() as logs:
+        assert open_session(bundle / PREDICT, 1, "int8").get_providers() == ["CPUExecutionProvider"]
+    assert not logs
+
+
+def test_torchscript_of_another_function_is_refused(torch_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / PREDICT_TORCH).write_bytes((torch_bundle / EXPLAIN_TORCH).read_bytes())
+    with pytest.raises(BundleError, match=r"takes input_ids, attention_mask, head_gates, .* but should take input_ids"):
+        open_predict(tmp_path, read_manifest(torch_bundle), 1, trust_torchscript=True)
+
+
+def test_torchscript_of_other_shapes_is_refused(torch_bundle: Path) -> None:
+    manifest = read_manifest(torch_bundle)
+    wider = manifest.model_copy(update={"head": manifest.head.model_copy(update={"width": 5})})
+    with pytest.raises(BundleError, match=r"vectors must be of shape \[3, 3, 5\] per text"):
+        open_predict(torch_bundle, wider, 1, trust_torchscript=True)
+
+
+def test_a_file_that_is_no_torchscript_is_refused(torch_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / PREDICT_TORCH).write_bytes(b"no archive")
+    with pytest.raises(BundleError, match="can't be loaded by torch"):
+        open_predict(tmp_path, read_manifest(torch_bundle), 1, trust_torchscript=True)

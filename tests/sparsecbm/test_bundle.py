@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,12 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
 from pydantic import ValidationError
 
+from sparsecbm.bundle import FILES as NAMES
 from sparsecbm.bundle import MANIFEST, content_version, file_entry, read_bundle, read_manifest, write_manifest
 from sparsecbm.errors import BundleError
 
-FILES = ["predict.onnx", "explain.onnx", "masks.safetensors", "tokenizer.json"]
+FILES = sorted(NAMES["onnx"])
 
 
 def fields() -> dict[str, Any]:
@@ -34,20 +40,26 @@ def fields() -> dict[str, Any]:
             name: [{"layer": layer, "heads": 0.5, "neurons": 0.25} for layer in (1, 2)] for name in ("food", "noise")
         },
         "branch_density": 0.3,
-        "overlap": {"food": {"noise": 0.5}, "noise": {"food": 0.5}},
+        "overlap": {"food": {"food": 1.0, "noise": 0.5}, "noise": {"food": 0.5, "noise": 1.0}},
         "precision": "int8",
         "max_tokens": 64,
-        "evaluation": {"dev": {"label": {"accuracy": 0.7}}},
+        "evaluation": {"dev": {"texts": 8, "concept": {"accuracy": 0.9}, "label": {"accuracy": 0.7, "f1": 0.6}}},
     }  # fmt: skip
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A bundle whose files hold their own names."""
+    """A bundle whose files hold their own names, and whose graphs hand on what they get."""
     folder = tmp_path / "bundle"
     folder.mkdir()
     for name in FILES:
         (folder / name).write_text(f"content of {name}")
+    for name in ("predict.onnx", "explain.onnx"):
+        value = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n"])
+        node = helper.make_node("Identity", ["x"], ["y"], name=name)
+        output = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n"])
+        graph = helper.make_model(helper.make_graph([node], "graph", [value], [output]))
+        (folder / name).write_bytes(graph.SerializeToString())
     write_manifest(folder, fields())
     return folder
 
@@ -144,6 +156,44 @@ def test_a_link_out_of_the_folder_is_refused(folder: Path, refused: Refused) -> 
     refused(r"predict\.onnx is a link to outside the bundle; copy the file itself there\.")
 
 
+def test_a_manifest_that_is_a_link_out_of_the_folder_is_refused(folder: Path, refused: Refused) -> None:
+    (folder / MANIFEST).rename(folder.parent / "elsewhere.json")
+    (folder / MANIFEST).symlink_to(folder.parent / "elsewhere.json")
+    refused(r"manifest\.json is a link to outside the bundle")
+
+
+def test_a_file_that_is_a_pipe_is_refused(folder: Path, refused: Refused) -> None:
+    (folder / "weights.bin").unlink()
+    os.mkfifo(folder / "weights.bin")
+    refused(r"bundle lacks weights\.bin")
+
+
+def test_a_huge_manifest_is_refused_unread(folder: Path, refused: Refused) -> None:
+    with (folder / MANIFEST).open("ab") as file:
+        file.truncate(2**40)  # of which the disk holds nothing
+    refused(r"has 1,099,511,627,776 bytes; a manifest has at most 8,388,608")
+
+
+def test_a_huge_file_is_refused_unread(folder: Path, refused: Refused) -> None:
+    with (folder / "weights.bin").open("ab") as file:
+        file.truncate(2**40)
+    refused(r"weights\.bin has 1099511627776 bytes, but the manifest says ")
+
+
+def test_a_deep_manifest_is_refused(folder: Path, refused: Refused) -> None:
+    deep: list[Any] = []
+    for _ in range(60):
+        deep = [deep]
+    edit(folder, lambda content: content["evaluation"]["dev"].update(deep=deep))
+    refused(r"manifest\.json is nested more than 32 levels deep")
+
+
+def test_a_graph_that_no_export_writes_is_refused(folder: Path, refused: Refused) -> None:
+    (folder / "explain.onnx").write_bytes(b"no graph")
+    write_manifest(folder, fields())
+    refused(r"explain\.onnx is not an ONNX graph")
+
+
 def test_a_bundle_that_is_itself_behind_a_link_is_read(folder: Path) -> None:
     (folder.parent / "current").symlink_to(folder)
     assert read_bundle(folder.parent / "current").name == "tiny"
@@ -154,7 +204,13 @@ def test_a_folder_without_a_manifest_says_how_to_make_one(tmp_path: Path) -> Non
         read_bundle(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b"", b"[" * 100_000])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"{", b"\xff\xfe", b"", b"[" * 100_000, b'{"a": NaN}', b'{"a": -Infinity}', b'{"a": 1e999}'),
+        *(b'{"a": 1' + b"0" * 5000 + b"}", b'{"a": 1, "a": 1}', b'{"b": [{"a": 1, "a": 2}]}'),
+    ],
+)
 def test_a_manifest_that_is_not_json_is_refused(folder: Path, refused: Refused, content: bytes) -> None:
     (folder / MANIFEST).write_bytes(content)
     refused(r"manifest\.json is not JSON: ")
@@ -181,7 +237,7 @@ def test_a_version_that_is_not_the_contents_hash_is_refused(folder: Path, refuse
     ("path", "value"),
     [
         (("head", "bias", 0), 7.0),
-        (("evaluation", "dev"), {}),
+        (("evaluation", "dev", "texts"), 9),
         (("labels", 1), "5"),
         (("files", "predict.onnx", "sha256"), "0" * 64),
         (("description",), "better"),
@@ -207,7 +263,7 @@ def test_a_field_changed_after_the_export_is_refused(
         (lambda content: content.pop("labels"), "labels: Field required"),
         (lambda content: content.update(precision="fp4"), "precision: "),
         (lambda content: content.update(branch_density=0), "branch_density: "),
-        (lambda content: content["head"].update(bias=[0.0, float("nan")]), "head.bias.1: "),
+        (lambda content: content["head"].update(bias=[0.0, "nan"]), "head.bias.1: "),
         (lambda content: content["head"].update(bias=[0.0]), "head.bias must have one value per label .2., got 1"),
         (lambda content: content["head"].update(width=3), "head.weight must be .labels, concepts, width. = .2, 2, 3."),
         (lambda content: content["head"]["weight"].pop(), "head.weight must be .labels, concepts, width."),
@@ -218,6 +274,20 @@ def test_a_field_changed_after_the_export_is_refused(
         (lambda content: content["layout"].update(trunk=2), "layout.trunk . layout.branch must be backbone.layers"),
         (lambda content: content["density"].pop("food"), "density must have exactly the concepts as keys"),
         (lambda content: content["files"]["predict.onnx"].update(sha256="abc"), "files.predict.onnx.sha256: "),
+        (lambda content: content["files"]["predict.onnx"].update(bytes=10**15), "files.predict.onnx.bytes: "),
+        (lambda content: content["files"].pop("weights.bin"), "files must be exactly .*weights.* got .'explain.onnx'"),
+        (lambda content: content.update(format="torchscript", precision="fp32"), "files must be exactly predict.ts, "),
+        (lambda content: content.update(format="pickle"), "format: Input should be 'onnx' or 'torchscript'"),
+        (lambda content: content.update(precision="bf16"), "precision must be one of int8, fp32, fp16 in .*, got bf16"),
+        (lambda content: content.update(max_tokens=10**12), "max_tokens: "),
+        (lambda content: content["layout"].update(neurons=10**15), "layout.neurons: "),
+        (lambda content: content["layout"].update(neurons=13), "layout.heads and layout.neurons must be the back"),
+        (lambda content: content["backbone"].update(pad_id=2**40), "backbone.pad_id: "),
+        (lambda content: content["overlap"].pop("food"), "overlap must have exactly the concepts as keys"),
+        (lambda content: content["overlap"]["food"].pop("noise"), "overlap must have exactly the concepts as keys"),
+        (lambda content: content["density"]["food"][0].update(heads=1.5), "density.food.0.heads: "),
+        (lambda content: content["evaluation"]["dev"].pop("texts"), "evaluation.dev.texts: Field required"),
+        (lambda content: content["evaluation"]["dev"].update(label=1), "evaluation.dev.label: "),
     ],
 )  # fmt: skip
 def test_a_manifest_that_breaks_the_schema_says_where(
@@ -234,7 +304,7 @@ def test_a_path_outside_the_folder_is_refused(folder: Path, refused: Refused, pa
     (folder.parent / "elsewhere").write_text("secret")
     entry = file_entry(folder.parent / "elsewhere").model_dump()
     edit(folder, lambda content: content["files"].update({path: entry}))
-    refused("files must lie in the bundle's folder itself, got ")
+    refused("files must be exactly predict.onnx, ")
 
 
 def test_text_that_no_file_can_hold_is_refused(folder: Path, refused: Refused) -> None:
@@ -242,6 +312,76 @@ def test_text_that_no_file_can_hold_is_refused(folder: Path, refused: Refused) -
     content["evaluation"] = {"note": "\ud800"}
     (folder / MANIFEST).write_text(json.dumps(content), encoding="utf-8")
     refused(r"manifest\.json ")
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(st.characters(), max_size=8)
+    | st.sampled_from([10**17, -1, "a" * 300, "../x", [], {}]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def places(content: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The path to every part of a JSON value."""
+    items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    return [path, *(place for key, part in items for place in places(part, (*path, key)))]
+
+
+@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@given(data=st.data())
+def test_a_changed_manifest_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    """One part is anything that JSON holds, or left out; the version is that of the content."""
+    folder = tmp_path_factory.mktemp("changed")
+    for name in FILES:
+        (folder / name).touch()
+    write_manifest(folder, fields())
+    content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    *path, key = data.draw(st.sampled_from(places(content)[1:]))
+    part: Any = content
+    for step in path:
+        part = part[step]
+    part[key] = data.draw(JSON)
+    if data.draw(st.booleans()):
+        del part[key]
+    with contextlib.suppress(UnicodeEncodeError):
+        content["version"] = content_version(content)
+    (folder / MANIFEST).write_text(json.dumps(content), encoding="utf-8")
+    try:
+        manifest = read_manifest(folder)
+    except BundleError as error:
+        assert len(str(error)) < 2000
+    else:
+        assert manifest.version == content["version"]
+
+
+@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@given(data=st.data())
+def test_a_manifest_of_other_bytes_is_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.mktemp("bytes")
+    for name in FILES:
+        (folder / name).touch()
+    write_manifest(folder, fields())
+    content = bytearray((folder / MANIFEST).read_bytes())
+    start = data.draw(st.integers(0, len(content) - 1))
+    content[start : start + data.draw(st.integers(1, 40))] = data.draw(st.binary(max_size=40))
+    (folder / MANIFEST).write_bytes(content)
+    with contextlib.suppress(BundleError):
+        read_manifest(folder)
+
+
+def test_a_manifest_too_large_to_be_read_is_not_written(tmp_path: Path) -> None:
+    for name in FILES:
+        (tmp_path / name).touch()
+    with pytest.raises(BundleError, match="manifest would have"):
+        write_manifest(tmp_path, fields() | {"description": "x" * 9_000_000})
+    assert not (tmp_path / MANIFEST).exists()
 
 
 def test_fields_that_break_the_schema_are_not_written(tmp_path: Path) -> None:

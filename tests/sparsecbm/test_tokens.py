@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from sparsecbm.errors import CheckpointError
-from sparsecbm.tokens import batches, encode, pad, tokenizer_from_text
+from sparsecbm.tokens import batches, encode, openings, pad, tokenizer_from_text
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +51,68 @@ def test_only_texts_over_the_limit_are_called_truncated(text: str) -> None:
 def test_text_that_is_no_tokenizer_is_refused(damaged: str) -> None:
     with pytest.raises(CheckpointError, match=r"^tokenizer\.json is not a tokenizer file: "):
         tokenizer_from_text(damaged, 64)
+
+
+def test_a_tokenizer_that_fails_on_texts_is_refused(text: str) -> None:
+    content = json.loads(text)
+    content["post_processor"]["special_tokens"].pop("[CLS]")
+    with pytest.raises(CheckpointError, match="is not a tokenizer file"):
+        tokenizer_from_text(json.dumps(content), 64)
+
+
+PARTS = st.sampled_from(
+    [
+        None,
+        True,
+        -1,
+        2**31,
+        1e300,
+        "",
+        "a",
+        "[UNK]",
+        [],
+        {},
+        ["a"],
+        {"Regex": "("},
+        {"type": "Sequence"},
+        {"type": "BPE"},
+    ]
+)
+
+
+def places(content: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The path to every part of a JSON value but to the entries of the vocabulary."""
+    items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    inner = [(key, part) for key, part in items if path[-1:] != ("vocab",)]
+    return [path, *(place for key, part in inner for place in places(part, (*path, key)))]
+
+
+@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@given(data=st.data())
+def test_a_changed_tokenizer_reads_texts_or_is_refused(text: str, data: st.DataObject) -> None:
+    content = json.loads(text)
+    *path, key = data.draw(st.sampled_from(places(content)[1:]))
+    part: Any = content
+    for step in path:
+        part = part[step]
+    part[key] = data.draw(PARTS)
+    if data.draw(st.booleans()):
+        del part[key]
+    try:
+        tokenizer = tokenizer_from_text(json.dumps(content), 64)
+    except CheckpointError:
+        return
+    encode(tokenizer, ["the soup was cold", "\x00 é 🍝"])
+
+
+def test_only_the_beginning_of_a_long_text_is_given_to_the_tokenizer(text: str) -> None:
+    tokenizer = tokenizer_from_text(text, 8)
+    assert [len(opening) for opening in openings(tokenizer, ["soup", "s" * 10_000])] == [4, 256]
+
+
+def test_a_text_whose_end_is_beyond_what_can_be_read_is_truncated(text: str) -> None:
+    encoded = encode(tokenizer_from_text(text, 8), ["soup" + " " * 300 + "cold", "soup" + " " * 100 + "cold"])
+    assert (encoded.lengths().tolist(), encoded.truncated) == ([3, 4], [True, False])
 
 
 def test_padding_fills_up_to_the_longest_and_is_masked() -> None:

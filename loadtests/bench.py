@@ -18,7 +18,6 @@ from loadtests.scaling import base_size, by_concepts, by_density, by_length
 from loadtests.setting import Setting
 from sparsecbm.bundle import MANIFEST
 
-SECTIONS = ("rivals", "process", "length", "concepts", "density", "base")
 _NEEDED = ("torch", "onnx", "transformers")  # for whatever is made to measure with
 _PROCESSES = 5
 
@@ -47,7 +46,7 @@ def run(setting: Setting, sections: Collection[str], tell: Callable[[str], None]
 
     Args:
         setting: of the run.
-        sections: some of ``SECTIONS``.
+        sections: names of those to measure; the command has them all.
         tell: told what is being done.
 
     Returns:
@@ -86,13 +85,13 @@ def run(setting: Setting, sections: Collection[str], tell: Callable[[str], None]
     }
     if missing:
         found["left_out"].append(
-            f"All that must be made to measure with (dense passes, the paper's way, {_other(setting)}, and the sections "
-            f"concepts, density and base) needs {' and '.join(missing)}; install with: pip install 'sparsecbm[train]'"
+            f"Left out: the passes that ours replaces, ours {_other(setting)}, and the sections concepts, density and "
+            f"base. To make them takes {' and '.join(missing)}; install with: pip install 'sparsecbm[train]'"
         )
     elif setting.checkpoint is None:
         found["notes"].append(
             f"Without --checkpoint the dense backbone and ours {_other(setting)} have random weights of the bundle's "
-            "shape, which take the same time; mask edits, which end when the value is reached, are not measured on them."
+            "shape, which take the same time; mask edits of them, which end when the value is reached, are left out."
         )
     else:
         found["notes"].append(f"The dense backbone and ours {_other(setting)} have the checkpoint's weights.")

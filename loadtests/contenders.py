@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from loadtests.clock import Contender, cut, interleave
 from loadtests.passes import Pass, Reader, onnx_pass, repeated, torch_pass
@@ -20,7 +17,7 @@ from sparsecbm.bundle import Precision
 if TYPE_CHECKING:
     from sparsecbm.backbone import Backbone
 
-PADDED_LENGTH, PADDED_TEXTS = 512, 8  # of the paper's published code
+_PADDED_LENGTH, _PADDED_TEXTS = 512, 8  # of the paper's published code
 _EDITED = 16  # texts of one batch of mask edits, each of which takes as long as many predictions
 _BUDGETS = (512, 1024, 2048)  # padded tokens of a batch, of which each rival takes the best
 _TUNING_ROUNDS = 2
@@ -58,7 +55,7 @@ def onnx_passes(bundles: Mapping[Precision, Path], threads: int, fusions: Sequen
 
 
 def torch_passes(backbone: Backbone, threads: int) -> dict[str, Pass]:
-    """Dense passes in PyTorch by name: of our layers, and of the transformers library's BERT with its fused attention.
+    """Dense passes in PyTorch by name: of our layers, and of the transformers library's BERT (fused attention).
 
     The library's has random weights of the same sizes, and is there for backbones of BERT's form alone.
     """
@@ -67,7 +64,7 @@ def torch_passes(backbone: Backbone, threads: int) -> dict[str, Pass]:
     torch.set_num_threads(threads)
     config = backbone.config
     passes = {"dense PyTorch": torch_pass(backbone.eval())}
-    if config.family in ("bert", "roberta", "distilbert") and importlib.util.find_spec("transformers"):
+    if config.family in ("bert", "roberta", "distilbert"):
         from transformers import BertConfig, BertModel
 
         sizes = BertConfig(
@@ -78,7 +75,6 @@ def torch_passes(backbone: Backbone, threads: int) -> dict[str, Pass]:
             intermediate_size=config.neurons,
             max_position_embeddings=config.max_tokens,
             pad_token_id=config.pad_id,
-            attn_implementation="sdpa",
         )
         passes["dense transformers"] = torch_pass(BertModel(sizes, add_pooling_layer=False).eval())
     return passes
@@ -101,17 +97,28 @@ def tuned(passes: Mapping[str, Pass], reader: Reader, texts: Sequence[str]) -> l
         for budget in _BUDGETS:
             rivals[f"{name} {budget}"] = Rival(name, run, replace(reader, budget=budget), precision)
     trials = [Contender(trial, repeated(rival.run, rival.reader), [texts]) for trial, rival in rivals.items()]
-    rates = {trial: np.median(timing.rates()) for trial, timing in interleave(trials, _TUNING_ROUNDS).items()}
+    rates = {trial: timing.median() for trial, timing in interleave(trials, _TUNING_ROUNDS).items()}
     best: dict[str, Rival] = {}
     for trial in sorted(rivals, key=lambda trial: -rates[trial]):
         best.setdefault(rivals[trial].name, rivals[trial])
     return list(best.values())
 
 
-def padded(rival: Rival, times: int, texts: Sequence[str]) -> tuple[Contender, float]:
-    """The paper's way, as many passes as there are concepts with every text padded to one length; and its padding."""
-    reader = replace(rival.reader, length=PADDED_LENGTH, budget=PADDED_TEXTS * PADDED_LENGTH)
-    batches = [texts[:PADDED_TEXTS]]
+def padded(rival: Rival, times: int, longest: int, texts: Sequence[str]) -> tuple[Contender, float]:
+    """The paper's way: all texts padded to one length, and several passes over them.
+
+    Args:
+        rival: a pass in PyTorch.
+        times: how many passes, one a concept.
+        longest: tokens that the backbone can read.
+        texts: of which the first few are run.
+
+    Returns:
+        The contender, and the share of its tokens that is padding.
+    """
+    length = min(_PADDED_LENGTH, longest)
+    reader = replace(rival.reader, length=length, budget=_PADDED_TEXTS * length)
+    batches = [texts[:_PADDED_TEXTS]]
     contender = Contender(
         f"{times} × padded {rival.name.removeprefix('dense ')}", repeated(rival.run, reader, times), batches
     )

@@ -35,13 +35,17 @@ def bundle_flops(folder: Path, manifest: Manifest, lengths: np.ndarray) -> float
     """Operations of a bundle's prediction per text: of the trunk once and of every concept's branch."""
     masks = load_file(folder / MASKS)
 
-    def kept(name: str, layers: int, units: int) -> np.ndarray:
+    def units_run(name: str, layers: int, units: int) -> np.ndarray:
         """How many units each layer keeps, over all concepts; all where the mask is not in the bundle."""
         if name not in masks:
             return np.full(layers, units)
-        return np.unpackbits(masks[name], axis=-1, count=units).sum((0, 2), dtype=np.int64)
+        kept: np.ndarray = np.unpackbits(masks[name], axis=-1, count=units).sum((0, 2), dtype=np.int64)
+        return kept
 
     layout = manifest.layout
-    heads = [kept("trunk_heads", layout.trunk, layout.heads), kept("heads", layout.branch, layout.heads)]
-    neurons = [kept("trunk_neurons", layout.trunk, layout.neurons), kept("neurons", layout.branch, layout.neurons)]
+    heads = [units_run("trunk_heads", layout.trunk, layout.heads), units_run("heads", layout.branch, layout.heads)]
+    neurons = [
+        units_run("trunk_neurons", layout.trunk, layout.neurons),
+        units_run("neurons", layout.branch, layout.neurons),
+    ]
     return layer_flops(manifest.backbone, np.concatenate(heads), np.concatenate(neurons), lengths)

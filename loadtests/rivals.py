@@ -36,6 +36,7 @@ class _Entry:
         precision: of its weights.
         flops: operations of a text's matrix products, if they are counted.
         padding: share of the tokens it runs, if it is known.
+        budget: padded tokens of a batch that it was tuned to, if it was.
     """
 
     contender: Contender
@@ -43,6 +44,7 @@ class _Entry:
     precision: Precision
     flops: float | None = None
     padding: float | None = None
+    budget: int | None = None
 
 
 def _ours(setting: Setting, folder: Path, precision: Precision, edits: bool) -> list[_Entry]:
@@ -66,8 +68,8 @@ def _dense(setting: Setting, tell: Callable[[str], None]) -> list[_Entry]:
     field = tuned(in_onnx | in_torch, setting.reader(), batches[0])
 
     def entry(rival: Rival, kind: str, times: int = 1) -> _Entry:
-        padding = rival.reader.padding(batches)
-        return _Entry(rival.contender(batches, times), kind, rival.precision, times * flops, padding)
+        share, budget = rival.reader.padding(batches), rival.reader.budget
+        return _Entry(rival.contender(batches, times), kind, rival.precision, times * flops, share, budget)
 
     def fastest(names: Collection[str], precision: Precision) -> Rival:
         return next(rival for rival in field if rival.name in names and rival.precision == precision)
@@ -76,7 +78,7 @@ def _dense(setting: Setting, tell: Callable[[str], None]) -> list[_Entry]:
     slow = fastest(in_torch, "fp32")
     for rival in (slow, fastest(in_onnx, "fp32"), fastest(in_onnx, "int8")):
         entries.append(entry(rival, f"dense {rival.precision} per concept", concepts))
-    contender, share = padded(slow, concepts, setting.texts)
+    contender, share = padded(slow, concepts, backbone.config.max_tokens, setting.texts)
     return [*entries, _Entry(contender, "padded", "fp32", concepts * flops, share)]
 
 
@@ -128,6 +130,7 @@ def compare(setting: Setting, with_rivals: bool, tell: Callable[[str], None]) ->
                 "precision": entry.precision,
                 **timing.figures(),
                 "padding": entry.padding,
+                "token_budget": entry.budget,
                 "gflops": gflops,
                 "share_of_peak": None if gflops is None or not peak else gflops / peak[entry.precision],
             }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
 
@@ -70,7 +70,7 @@ def by_length(setting: Setting, with_rivals: bool, tell: Tell) -> dict[str, Any]
         ``to_dense_fp32`` and ``to_dense_int8``: how many times as many texts per second the bundle does.
     """
     name = f"ours {setting.manifest.precision}"
-    runs = {name: setting.engine(setting.bundle).predict}
+    runs: dict[str, Callable[[Sequence[str]], object]] = {name: setting.engine(setting.bundle).predict}
     if with_rivals:
         tell("making the rivals")
         passes = onnx_passes(setting.dense(setting.backbone()), setting.threads, fusions=(False,))
@@ -81,7 +81,8 @@ def by_length(setting: Setting, with_rivals: bool, tell: Tell) -> dict[str, Any]
         count = max(1, min(_LENGTH_TEXTS, _LENGTH_TOKENS // tokens))
         texts = [text_of(tokens, generator) for _ in range(count)]
         contenders = [Contender(label, run, [texts]) for label, run in runs.items()]
-        timings = _timed(setting, contenders, lambda said, tokens=tokens: tell(f"{tokens} tokens, {said}"))
+        tell(f"{tokens} tokens")
+        timings = interleave(contenders, setting.rounds)
         row: dict[str, Any] = {"tokens": tokens}
         row["contenders"] = [{"name": label, **timing.figures()} for label, timing in timings.items()]
         if with_rivals:

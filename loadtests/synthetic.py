@@ -21,10 +21,8 @@ from sparsecbm.bundle import Concept, Granularity, Manifest, Precision
 from sparsecbm.checkpoint import Checkpoint, CheckpointConfig
 from sparsecbm.data import Dataset, Schema
 from sparsecbm.model import SparseCBM
-from sparsecbm.tokens import TOKENIZER
 
 POSITIONS = 512
-_BASE = {"name": "BERT-base, random", "layers": 12, "hidden": 768, "heads": 12, "neurons": 3072}
 
 
 def backbone_like(manifest: Manifest, tokenizer: str) -> BackboneConfig:
@@ -54,7 +52,7 @@ def backbone_like(manifest: Manifest, tokenizer: str) -> BackboneConfig:
 
 def base_sized(config: BackboneConfig) -> BackboneConfig:
     """BERT-base's sizes with another backbone's tokens."""
-    return dataclasses.replace(config, **_BASE)
+    return dataclasses.replace(config, name="BERT-base, random", layers=12, hidden=768, heads=12, neurons=3072)
 
 
 def random_backbone(config: BackboneConfig) -> Backbone:
@@ -76,7 +74,7 @@ def random_model(
     density: float = 1.0,
     granularity: Granularity = "units",
 ) -> SparseCBM:
-    """A model over a backbone.
+    """A model over a backbone, always the same.
 
     Every concept keeps the same number of heads and of neurons in each branch layer, another choice of them in each.
 
@@ -90,15 +88,15 @@ def random_model(
     """
     values = ["Negative", "Positive", "unknown"]
     named = [Concept(name=f"concept {index + 1}", values=values) for index in range(concepts)]
-    model = SparseCBM(backbone, named, ["1", "2", "3", "4", "5"], trunk, width, granularity=granularity)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        # Random states tell texts apart by rounding alone; biases keep every answer clear of it.
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(1)
+        model = SparseCBM(backbone, named, ["1", "2", "3", "4", "5"], trunk, width, granularity=granularity)
+        # Random states tell texts apart by little; biases keep every answer clear of rounding.
         for bias in (model.logit_bias, model.head_bias):
-            bias.copy_(2 * torch.rand(bias.shape, generator=generator).argsort(-1))
+            bias.copy_(2 * torch.rand(bias.shape).argsort(-1))
         if granularity == "units":
             for mask in (model.masks.heads, model.masks.neurons):
-                rank = torch.rand(mask.shape, generator=generator).argsort(-1).argsort(-1)
+                rank = torch.rand(mask.shape).argsort(-1).argsort(-1)
                 mask.copy_(rank < max(1, round(density * mask.shape[-1])))
     return model.eval()
 
@@ -164,8 +162,3 @@ def export_checkpoint(checkpoint: Checkpoint, folder: Path, precision: Precision
     )
     export_bundle(checkpoint, folder, unlabelled, "made up", precision)
     return folder
-
-
-def read_tokenizer(folder: Path) -> str:
-    """The ``tokenizer.json`` of a bundle."""
-    return (folder / TOKENIZER).read_text(encoding="utf-8")

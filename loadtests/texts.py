@@ -15,10 +15,8 @@ _QUANTILES = (0.0, 0.01, 0.05, 0.10, 0.25, 0.5, 0.75, 0.90, 0.95, 0.99, 1.0)
 _LENGTHS = (SHORTEST, 6, 10, 13, 19, 27, 38, 46, 50, 59, 94)
 
 # Each word is one token of that vocabulary.
-_SUBJECTS = ("pizza", "soup", "steak", "fish", "bread", "salad", "dessert", "coffee", "waiter", "staff", "manager")
-_SUBJECTS += ("service", "room", "music", "place", "view", "bar", "kitchen", "menu", "wine", "table", "bill")
-_WORDS = ("good", "great", "cold", "slow", "fresh", "loud", "quiet", "friendly", "terrible", "perfect", "average")
-_WORDS += ("warm", "poor", "quick", "careless", "delicious", "cheap", "expensive", "crowded", "lovely", "fine")
+_SUBJECTS = ["pizza", "soup", "fish", "bread", "coffee", "menu", "table", "waiter", "staff", "service", "room", "music"]
+_QUALITIES = ["good", "great", "cold", "slow", "fresh", "loud", "quiet", "friendly", "terrible", "perfect", "cheap"]
 _CLAUSES = (
     "the {0} was {1}",
     "our {0} was really {1} this time",
@@ -40,7 +38,7 @@ def text_of(tokens: int, generator: random.Random) -> str:
     """
     words: list[str] = []
     while len(words) < tokens - 3:
-        clause = generator.choice(_CLAUSES).format(generator.choice(_SUBJECTS), generator.choice(_WORDS))
+        clause = generator.choice(_CLAUSES).format(generator.choice(_SUBJECTS), generator.choice(_QUALITIES))
         words += [*clause.split(), generator.choice(_BETWEEN)]
     words = words[: tokens - 3]
     if words[-1] in _BETWEEN:

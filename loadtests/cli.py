@@ -10,6 +10,7 @@ import typer
 
 app = typer.Typer(no_args_is_help=True)
 
+_FILE_WIDTH = 120  # columns where no terminal says how many there are
 SECTIONS = ("rivals", "process", "length", "concepts", "density", "base")
 
 
@@ -73,5 +74,7 @@ def bench(
         print(json.dumps(found, allow_nan=False))
         return
     console = Console(markup=False, emoji=False, highlight=False)
+    if not console.is_terminal:
+        console.width = _FILE_WIDTH
     for table in tables(found):
         console.print(table)

@@ -79,13 +79,13 @@ def ratio(one: Timing, other: Timing) -> dict[str, float]:
 def interleave(
     contenders: Sequence[Contender], rounds: int, advance: Callable[[int], None] = lambda done: None
 ) -> dict[str, Timing]:
-    """Times contenders in rounds; in each, one after another works on all its batches.
+    """Times contenders in rounds; in each, they take turns batch by batch until all have worked on all theirs.
 
-    Before its turn each runs a few texts untimed, since the one before it had the caches. Every round begins with
-    another contender, so that not always the same one goes first.
+    Before its turn each runs a few texts untimed, since the one before it had the caches. Not always the same one goes
+    first.
 
     Args:
-        contenders: with different names.
+        contenders: with different names; those with fewer batches are done earlier in a round.
         rounds: how many, at least 1.
         advance: told how many rounds are done.
 
@@ -93,16 +93,19 @@ def interleave(
         Timings by name, in the contenders' order.
     """
     seconds: dict[str, list[list[float]]] = {contender.name: [] for contender in contenders}
+    turns = max(len(contender.batches) for contender in contenders)
     for done in range(rounds):
-        first = done % len(contenders)
-        for contender in (*contenders[first:], *contenders[:first]):
-            contender.run(contender.batches[0][:_WARM_UP])
-            taken = []
-            for batch in contender.batches:
-                started = time.perf_counter()
-                contender.run(batch)
-                taken.append(time.perf_counter() - started)
-            seconds[contender.name].append(taken)
+        for taken in seconds.values():
+            taken.append([])
+        for turn in range(turns):
+            first = (done + turn) % len(contenders)
+            for contender in (*contenders[first:], *contenders[:first]):
+                if turn < len(contender.batches):
+                    batch = contender.batches[turn]
+                    contender.run(batch[:_WARM_UP])
+                    started = time.perf_counter()
+                    contender.run(batch)
+                    seconds[contender.name][-1].append(time.perf_counter() - started)
         advance(done + 1)
     return {
         contender.name: Timing(np.array(seconds[contender.name]), np.array([len(batch) for batch in contender.batches]))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _PADDED_LENGTH, _PADDED_TEXTS = 512, 8  # of the paper's published code
 _EDITED = 16  # texts of one batch of mask edits, each of which takes as long as many predictions
-_BUDGETS = (512, 1024, 2048)  # padded tokens of a batch, of which each rival takes the best
+_BUDGETS = (256, 512, 1024, 2048)  # padded tokens of a batch, of which each rival takes the best
 _TUNING_ROUNDS = 2
 
 

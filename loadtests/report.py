@@ -28,7 +28,7 @@ def _file(chart: str) -> str:
 
 
 def _count(value: float) -> str:
-    return f"{value:,.0f}"
+    return f"{value:,.0f}" if value >= 10 else f"{value:.3g}"
 
 
 def _times(value: float) -> str:

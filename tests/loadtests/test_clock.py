@@ -39,11 +39,15 @@ def test_each_batch_of_each_round_is_timed(work: Callable[[str, float], Contende
     }
 
 
-def test_all_take_turns_and_another_begins_each_round() -> None:
+def test_all_take_turns_and_another_begins_each_time() -> None:
     turns: list[str] = []
-    contenders = [Contender(name, lambda _, name=name: turns.append(name), [["text"]]) for name in "abc"]  # type: ignore[misc]
-    interleave(contenders, rounds=2)
-    assert turns == list("aabbccbbccaa")  # each first warms up
+
+    def contender(name: str, batches: list[list[str]]) -> Contender:
+        return Contender(name, lambda texts: turns.append(name + "".join(texts)), batches)
+
+    interleave([contender("x", [["1"], ["2"]]), contender("y", [["1"]]), contender("z", [["1"], ["2"]])], rounds=2)
+    first, second = "x1 y1 z1 z2 x2", "y1 z1 x1 z2 x2"
+    assert turns == [turn for turn in f"{first} {second}".split() for _ in range(2)]  # each first warms up
 
 
 def test_rounds_are_counted_out() -> None:

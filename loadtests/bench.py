@@ -19,7 +19,7 @@ from loadtests.setting import Setting
 from sparsecbm.bundle import MANIFEST
 
 _NEEDED = ("torch", "onnx", "transformers")  # for whatever is made to measure with
-_PROCESSES = 5
+PROCESSES = 5
 
 
 def _machine() -> dict[str, Any]:
@@ -85,19 +85,19 @@ def run(setting: Setting, sections: Collection[str], tell: Callable[[str], None]
     }
     if missing:
         found["left_out"].append(
-            f"Left out: the passes that ours replaces, ours {_other(setting)}, and the sections concepts, density and "
+            f"Left out: the passes that ours replaces, ours {setting.other}, and the sections concepts, density and "
             f"base. To make them takes {' and '.join(missing)}; install with: pip install 'sparsecbm[train]'"
         )
     elif setting.checkpoint is None:
         found["notes"].append(
-            f"Without --checkpoint the dense backbone and ours {_other(setting)} have random weights of the bundle's "
+            f"Without --checkpoint the dense backbone and ours {setting.other} have random weights of the bundle's "
             "shape, which take the same time; mask edits of them, which end when the value is reached, are left out."
         )
     else:
-        found["notes"].append(f"The dense backbone and ours {_other(setting)} have the checkpoint's weights.")
+        found["notes"].append(f"The dense backbone and ours {setting.other} have the checkpoint's weights.")
     works: dict[str, Callable[[Callable[[str], None]], dict[str, Any]]] = {
         "rivals": lambda say: compare(setting, not missing, say),
-        "process": lambda say: measure(setting.bundle, setting.threads, setting.texts, _PROCESSES),
+        "process": lambda say: measure(setting.bundle, setting.threads, setting.texts, PROCESSES),
         "length": lambda say: by_length(setting, not missing, say),
     }
     if not missing:
@@ -114,8 +114,3 @@ def run(setting: Setting, sections: Collection[str], tell: Callable[[str], None]
     found["ratio_int8_to_dense_fp32"] = ratios.get("int8_to_dense_fp32", {}).get("value")
     found["machine"]["load_after"] = os.getloadavg()[0]
     return found
-
-
-def _other(setting: Setting) -> str:
-    """The precision that the bundle doesn't have."""
-    return "fp32" if setting.manifest.precision == "int8" else "int8"

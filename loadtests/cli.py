@@ -63,10 +63,15 @@ def bench(
     if report is not None:
         check_folder(report)
     manifest = read_bundle(bundle)
+    trained = None
+    if checkpoint is not None:
+        from sparsecbm import checkpoint as checkpoints
+
+        trained = checkpoints.load(checkpoint)
     read = read_texts(texts) if texts is not None else sample(count)
     errors = Console(stderr=True)
     with tempfile.TemporaryDirectory(prefix="sparsecbm-bench-") as work, errors.status("measuring") as status:
-        setting = Setting(bundle, manifest, read, batch, rounds, threads, Path(work), checkpoint)
+        setting = Setting(bundle, manifest, read, batch, rounds, threads, Path(work), trained)
         found = run(setting, wanted, lambda said: status.update(escape(said)))
     if report is not None:
         write(found, report)

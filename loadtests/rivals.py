@@ -76,7 +76,7 @@ def _dense(setting: Setting, tell: Callable[[str], None]) -> list[_Entry]:
 
     entries = [entry(rival, f"dense {rival.precision}") for rival in field]
     slow = fastest(in_torch, "fp32")
-    for rival in (slow, fastest(in_onnx, "fp32"), fastest(in_onnx, "int8")):
+    for rival in (slow, fastest(in_onnx, "fp32"), fastest(in_onnx, "int8")) if concepts > 1 else ():
         entries.append(entry(rival, f"dense {rival.precision} per concept", concepts))
     contender, share = padded(slow, concepts, backbone.config.max_tokens, setting.texts)
     return [*entries, _Entry(contender, "padded", "fp32", concepts * flops, share)]
@@ -105,15 +105,12 @@ def compare(setting: Setting, with_rivals: bool, tell: Callable[[str], None]) ->
         JSON values: ``contenders`` with their figures; ``ratios`` of texts per second by name; and, with rivals,
         ``peak``, the machine's fastest matrix products in GFLOP/s by precision, before and after.
     """
-    own = setting.manifest.precision
-    entries = _ours(setting, setting.bundle, own, edits=True)
+    entries = _ours(setting, setting.bundle, setting.manifest.precision, edits=True)
     peak: dict[str, float] = {}
     if with_rivals:
         from loadtests.peak import product_peaks
 
-        folders = setting.bundles()
-        other: Precision = "fp32" if own == "int8" else "int8"
-        entries += _ours(setting, folders[other], other, edits=setting.checkpoint is not None)
+        entries += _ours(setting, setting.like(), setting.other, edits=setting.checkpoint is not None)
         entries = _dense(setting, tell) + entries
         peak = product_peaks(setting.threads)
     contenders = [entry.contender for entry in entries]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from random import Random
 from typing import Any
 
 from loadtests.clock import Contender, Timing, interleave, ratio
-from loadtests.contenders import onnx_passes, torch_passes
-from loadtests.passes import repeated
+from loadtests.contenders import onnx_passes, torch_passes, tuned
+from loadtests.passes import Pass
 from loadtests.setting import PRECISIONS, Setting
 from loadtests.texts import text_of
 
@@ -17,6 +17,7 @@ Tell = Callable[[str], None]
 CONCEPTS = (1, 2, 4, 8, 16)
 DENSITIES = (0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
 LENGTHS = (8, 16, 32, 64, 128, 256)
+_BASE_TEXTS = 32
 _LENGTH_TOKENS, _LENGTH_TEXTS = 4096, 64  # what a batch of texts of one length holds at most
 
 
@@ -70,21 +71,23 @@ def by_length(setting: Setting, with_rivals: bool, tell: Tell) -> dict[str, Any]
         ``to_dense_fp32`` and ``to_dense_int8``: how many times as many texts per second the bundle does.
     """
     name = f"ours {setting.manifest.precision}"
-    runs: dict[str, Callable[[Sequence[str]], object]] = {name: setting.engine(setting.bundle).predict}
+    engine = setting.engine(setting.bundle)
+    passes: dict[str, Pass] = {}
     if with_rivals:
         tell("making the rivals")
         passes = onnx_passes(setting.dense(setting.backbone()), setting.threads, fusions=(False,))
-        runs |= {rival: repeated(run, setting.reader()) for rival, run in passes.items()}
     rows = []
     for tokens in (length for length in LENGTHS if length <= setting.manifest.max_tokens):
         generator = Random(tokens)
         count = max(1, min(_LENGTH_TEXTS, _LENGTH_TOKENS // tokens))
         texts = [text_of(tokens, generator) for _ in range(count)]
-        contenders = [Contender(label, run, [texts]) for label, run in runs.items()]
         tell(f"{tokens} tokens")
+        contenders = [Contender(name, engine.predict, [texts])]
+        if with_rivals:
+            contenders += [rival.contender([texts]) for rival in tuned(passes, setting.reader(), texts)]
         timings = interleave(contenders, setting.rounds)
         row: dict[str, Any] = {"tokens": tokens}
-        row["contenders"] = [{"name": label, **timing.figures()} for label, timing in timings.items()]
+        row["contenders"] = [{"name": label, **timings[label].figures()} for label in (name, *passes)]
         if with_rivals:
             row |= {f"to_dense_{it}": ratio(timings[name], timings[f"dense ONNX {it}"]) for it in PRECISIONS}
         rows.append(row)
@@ -94,7 +97,7 @@ def by_length(setting: Setting, with_rivals: bool, tell: Tell) -> dict[str, Any]
 def base_size(setting: Setting, tell: Tell) -> dict[str, Any]:
     """A backbone of BERT-base's sizes with random weights, half of it shared: ours beside its dense pass.
 
-    Only the first batch of texts is run.
+    Only the first few texts are run.
 
     Returns:
         JSON values: ``contenders`` with their figures, and ``ratios`` as in the rivals' section.
@@ -108,11 +111,12 @@ def base_size(setting: Setting, tell: Tell) -> dict[str, Any]:
     model = random_model(backbone, len(manifest.concepts), trunk, manifest.head.width, density=manifest.branch_density)
     passes = onnx_passes(setting.dense(backbone, "base-dense"), setting.threads, fusions=(False, True))
     passes |= torch_passes(backbone, setting.threads)
-    batches = setting.batches[:1]
-    contenders = [Contender(name, repeated(run, setting.reader()), batches) for name, run in passes.items()]
+    texts = setting.texts[:_BASE_TEXTS]
+    tell("tuning the rivals")
+    contenders = [rival.contender([texts]) for rival in tuned(passes, setting.reader(), texts)]
     for precision in PRECISIONS:
         engine = setting.engine(setting.export(model, "base-ours", precision))
-        contenders.append(Contender(f"ours {precision}", engine.predict, batches))
+        contenders.append(Contender(f"ours {precision}", engine.predict, [texts]))
     timings = _timed(setting, contenders, tell)
 
     def best(precision: str) -> Timing:

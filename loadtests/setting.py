@@ -13,13 +13,17 @@ from loadtests.clock import cut
 from loadtests.passes import Reader
 from serving.engine import Engine, EngineSettings
 from sparsecbm.bundle import Manifest, Precision
+from sparsecbm.errors import CheckpointError
 from sparsecbm.tokens import TOKENIZER, encode, tokenizer_from_text
 
 if TYPE_CHECKING:
     from sparsecbm.backbone import Backbone
+    from sparsecbm.checkpoint import Checkpoint
     from sparsecbm.model import SparseCBM
 
 _PARITY_TEXTS = 64
+_BUDGET = 2048  # padded tokens of a rival's batch where it isn't tuned
+_SIZES = ("layers", "hidden", "heads", "neurons")
 PRECISIONS: tuple[Precision, ...] = ("int8", "fp32")
 
 
@@ -36,6 +40,9 @@ class Setting:
         threads: of everybody.
         work: folder for the bundles that are made on the way.
         checkpoint: what the bundle was exported from, if it is at hand.
+
+    Raises:
+        CheckpointError: the bundle can't be an export of the checkpoint.
     """
 
     bundle: Path
@@ -45,7 +52,28 @@ class Setting:
     rounds: int
     threads: int
     work: Path
-    checkpoint: Path | None = None
+    checkpoint: Checkpoint | None = None
+
+    def __post_init__(self) -> None:
+        if self.checkpoint is None:
+            return
+        manifest, config = self.manifest, self.checkpoint.config
+        for name, mine, its in (
+            ("concepts", manifest.concepts, config.concepts),
+            ("labels", manifest.labels, config.labels),
+            ("shared layers", manifest.layout.trunk, config.trunk),
+            *((name, getattr(manifest.backbone, name), getattr(config.backbone, name)) for name in _SIZES),
+        ):
+            if mine != its:
+                raise CheckpointError(
+                    f"The bundle is no export of this checkpoint: {name} are {mine} in the bundle and {its} in the "
+                    "checkpoint. Name the one that it was exported from, or leave --checkpoint out."
+                )
+
+    @property
+    def other(self) -> Precision:
+        """The precision that the bundle doesn't have."""
+        return "fp32" if self.manifest.precision == "int8" else "int8"
 
     @property
     def batches(self) -> list[Sequence[str]]:
@@ -63,7 +91,7 @@ class Setting:
     def reader(self) -> Reader:
         """What sets texts side by side for the rivals."""
         tokenizer = tokenizer_from_text(self.tokenizer, self.manifest.max_tokens)
-        return Reader(tokenizer, self.manifest.backbone.pad_id, EngineSettings().token_budget)
+        return Reader(tokenizer, self.manifest.backbone.pad_id, _BUDGET)
 
     def engine(self, folder: Path) -> Engine:
         """The engine as the server runs it."""
@@ -72,9 +100,7 @@ class Setting:
     def backbone(self) -> Backbone:
         """The checkpoint's language model, or one of the bundle's sizes with random weights."""
         if self.checkpoint is not None:
-            from sparsecbm import checkpoint as checkpoints
-
-            return checkpoints.load(self.checkpoint).model.backbone
+            return self.checkpoint.model.backbone
         from loadtests.synthetic import backbone_like, random_backbone
 
         return random_backbone(backbone_like(self.manifest, self.tokenizer))
@@ -95,17 +121,15 @@ class Setting:
 
         return {precision: self.export(dense_model(backbone), name, precision) for precision in PRECISIONS}
 
-    def bundles(self) -> dict[Precision, Path]:
-        """The bundle, and its like in the other precision: of the checkpoint, or with random weights."""
-        other: Precision = "fp32" if self.manifest.precision == "int8" else "int8"
-        folder = self.work / f"ours-{other}"
+    def like(self) -> Path:
+        """The bundle in its other precision: exported from the checkpoint, or with random weights."""
         if self.checkpoint is None:
             from loadtests.synthetic import model_like
 
-            self.export(model_like(self.bundle, self.manifest, self.backbone()), "ours", other)
-        elif not folder.exists():
-            from loadtests.synthetic import export_checkpoint
-            from sparsecbm import checkpoint as checkpoints
+            return self.export(model_like(self.bundle, self.manifest, self.backbone()), "ours", self.other)
+        from loadtests.synthetic import export_checkpoint
 
-            export_checkpoint(checkpoints.load(self.checkpoint), folder, other, self.texts[:_PARITY_TEXTS])
-        return {self.manifest.precision: self.bundle, other: folder}
+        folder = self.work / f"trained-{self.other}"
+        if not folder.exists():
+            export_checkpoint(self.checkpoint, folder, self.other, self.texts[:_PARITY_TEXTS])
+        return folder

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from loadtests import scaling, synthetic
+from loadtests import bench, scaling, synthetic
 from loadtests.cli import SECTIONS, app
 from sparsecbm.backbone import BackboneConfig
-from sparsecbm.errors import SetupError, SparseCBMError
+from sparsecbm.errors import CheckpointError, SetupError, SparseCBMError
 
+DEFAULT = Path(__file__).parents[2] / "models" / "restaurant-reviews"
 SMALL = ("--count", "8", "--batch", "4", "--rounds", "2", "--threads", "1")
 
 
@@ -32,6 +33,7 @@ def all_sections(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     """The report of a run of all sections; BERT-base is made as small as the tiny bundle."""
     folder = tmp_path_factory.mktemp("bench") / "report"
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench, "PROCESSES", 1)
         patch.setattr(scaling, "CONCEPTS", (4, 8))
         patch.setattr(scaling, "DENSITIES", (0.5, 1.0))
         patch.setattr(scaling, "LENGTHS", (8, 16, 1024))
@@ -72,6 +74,12 @@ def test_lengths_beyond_what_the_model_reads_are_left_out(all_sections: Path) ->
     assert [row["tokens"] for row in found["length"]["rows"]] == [8, 16]
 
 
+def test_contenders_are_in_one_order_at_all_lengths(all_sections: Path) -> None:
+    found = json.loads((all_sections / "bench.json").read_text(encoding="utf-8"))
+    orders = {tuple(row["name"] for row in length["contenders"]) for length in found["length"]["rows"]}
+    assert orders == {("ours int8", "dense ONNX int8", "dense ONNX fp32")}
+
+
 def test_plots_are_pictures_of_their_own(all_sections: Path) -> None:
     plots = {path.stem: path for path in all_sections.glob("*.svg")}
     assert set(plots) == {"rivals", "length", "concepts", "density", "base"}
@@ -94,10 +102,23 @@ def test_with_a_checkpoint_its_weights_are_run(bundle: Path, checkpoint: Path) -
     assert "the checkpoint's weights" in found["notes"][0]
 
 
-def test_tables_are_printed_for_people(bundle: Path, tmp_path: Path) -> None:
+def test_lengths_are_measured_without_torch_too(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scaling, "LENGTHS", (8,))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else find_spec(name))
+    shown = call(bundle, *SMALL, "--section", "length").stdout
+    assert "ours int8, texts/s" in shown and "dense" not in shown.partition("Left out")[0]
+
+
+def test_tables_are_printed_for_people(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "PROCESSES", 1)
     (tmp_path / "texts").write_text("the pasta was tasty [bold]\nthe room was loud\n", encoding="utf-8")
     shown = call(bundle, *SMALL, "--section", "process", "--texts", tmp_path / "texts").stdout
     assert "2 texts" in shown and "import of the engine to the first answer" in shown and "MB" in shown
+
+
+def test_another_bundles_checkpoint_is_refused(checkpoint: Path) -> None:
+    with pytest.raises(CheckpointError, match="concepts are"):
+        call(DEFAULT, *SMALL, "--checkpoint", checkpoint)
 
 
 def test_an_unknown_section_is_named(bundle: Path) -> None:

@@ -49,7 +49,7 @@ lock:  ## Write constraints.txt anew from the newest versions that pyproject.tom
 .PHONY: clean
 clean:  ## Remove the environment, caches and build products.
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
-	find sparsecbm export serving tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find sparsecbm export serving loadtests tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .PHONY: check-bundle
 check-bundle:

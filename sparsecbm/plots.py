@@ -151,7 +151,8 @@ def dot_chart(title: str, dots: Sequence[Dot], show: Callable[[float], str] = pe
         show: writes a value.
         zero: whether the axis begins at 0.
     """
-    row, left, right = 27, 140, 64
+    row, right = 27, 64
+    left = max(140.0, 7.5 * max(len(dot.name) for dot in dots) + 10)
     values = [value for dot in dots for value in (*dot.interval, dot.value)]
     values += [dot.start for dot in dots if dot.start is not None]
     low, high = span([*values, 0.0] if zero else values)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("sparsecbm", "export", "serving")
+ROOMS = ("sparsecbm", "export", "serving", "loadtests")
 SERVING_MAY_IMPORT = {"sparsecbm", "sparsecbm.bundle", "sparsecbm.errors", "sparsecbm.rows", "sparsecbm.tokens"}
 # Inside a function, for a trusted TorchScript bundle; that nothing else loads torch is tested below.
 SERVING_MAY_IMPORT_LATE = {"sparsecbm.torchscript"}
@@ -53,7 +53,11 @@ def is_in(name: str, room: str) -> bool:
 
 @pytest.mark.parametrize(
     ("room", "others"),
-    [("sparsecbm", ("export", "serving")), ("export", ("serving",)), ("serving", ("export",))],
+    [
+        ("sparsecbm", ("export", "serving", "loadtests")),
+        ("export", ("serving", "loadtests")),
+        ("serving", ("export", "loadtests")),
+    ],
 )
 def test_a_room_imports_only_what_comes_before_it(room: str, others: tuple[str, ...]) -> None:
     wrong = [

@@ -59,6 +59,11 @@ def test_a_dot_lies_right_of_where_it_came_from() -> None:
     assert start < end
 
 
+def test_a_long_name_has_room_beside_its_dot() -> None:
+    (short, _), (long, _) = (circles(dot_chart("t", [Dot(name * 40, 0, [0, 1])]))[0] for name in ("", "n"))
+    assert short < 200 and long > 300
+
+
 def test_values_that_are_all_equal_can_be_drawn() -> None:
     places = circles(line_chart("t", [Line("a", [(0, 0.5), (1, 0.5)], [[0.5, 0.5], [0.5, 0.5]])], "x", TICKS))
     assert places[0][1] == places[1][1]

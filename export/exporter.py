@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from onnx import ModelProto
 from pydantic import ValidationError
 from safetensors.numpy import save_file
 from torch import Tensor
 
 from export.graph import save_graphs
-from export.graphs import EXPLAIN, PREDICT, explain_graph, predict_graph
+from export.graphs import ATTRIBUTE, EXPLAIN, PREDICT, attribute_graph, explain_graph, predict_graph
 from export.layers import array
 from export.parity import check_parity
+from export.products import ExactProduct, Int8Product, Product
+from export.ranges import measure_ranges
 from sparsecbm.bundle import MANIFEST, Manifest, Precision, write_manifest
 from sparsecbm.checkpoint import Checkpoint
 from sparsecbm.data import Dataset
@@ -92,13 +95,26 @@ def _rounded(figures: Any) -> Any:
     return round(figures, 4) if isinstance(figures, float) else figures
 
 
+def _graphs(model: SparseCBM, precision: Precision, ids: Sequence[np.ndarray]) -> dict[str, ModelProto]:
+    """A bundle's graphs by file; where single weights are pruned, attribution has no unit to leave out."""
+    ranges = measure_ranges(model, ids) if precision == "int8" else []
+
+    def product() -> Product:
+        return Int8Product(ranges) if ranges else ExactProduct()
+
+    graphs = {PREDICT: predict_graph(model, precision, product()), EXPLAIN: explain_graph(model, precision)}
+    if model.weight_masks is None:
+        graphs[ATTRIBUTE] = attribute_graph(model, precision, product())
+    return graphs
+
+
 def _fill(
     folder: Path, checkpoint: Checkpoint, data: Dataset, split: str, precision: Precision, name: str, description: str
 ) -> Manifest:
     """Writes a bundle's files into an empty folder, the manifest last."""
     config, model = checkpoint.config, checkpoint.model
     encoded = encode(tokenizer_from_text(checkpoint.tokenizer, config.max_tokens), data.texts)
-    save_graphs(folder, {PREDICT: predict_graph(model, precision), EXPLAIN: explain_graph(model, precision)})
+    save_graphs(folder, _graphs(model, precision, encoded.ids))
     (folder / TOKENIZER).write_text(checkpoint.tokenizer, encoding="utf-8")
     save_file(pack_masks(model), folder / MASKS)
     parity, figures = map(_rounded, check_parity(folder, model, data, encoded.ids, precision))

@@ -1,4 +1,4 @@
-"""A bundle's two graphs in ONNX Runtime."""
+"""A bundle's graphs in ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ import onnxruntime as ort
 from sparsecbm.errors import BundleError
 
 PREDICT = "predict.onnx"
+ATTRIBUTE = "attribute.onnx"
 EXPLAIN = "explain.onnx"
 # ONNX Runtime's fused residual + normalisation is slower on processors than the two apart.
 _SLOW_OPTIMIZERS = ["SkipLayerNormFusion"]
 
+GRADIENTS = ("logits", "vectors", "token_scores", "head_gradients", "neuron_gradients")
+
 
 class Gradients(NamedTuple):
-    """What ``explain.onnx`` gives for N texts.
+    """What ``attribute.onnx`` and ``explain.onnx`` give for N texts, in the order of ``GRADIENTS``.
 
     Shapes: logits [N, concepts, values]; vectors [N, concepts, values, width]; tokens
     [N, concepts, length]; heads and neurons [N, concepts, branch layers, units].

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from onnx import ModelProto
 from pydantic import ValidationError
 from safetensors.numpy import save_file
 from torch import Tensor
 
 from export import torchscript
 from export.graph import save_graphs
-from export.graphs import EXPLAIN, PREDICT, explain_graph, predict_graph
+from export.graphs import ATTRIBUTE, EXPLAIN, PREDICT, attribute_graph, explain_graph, predict_graph
 from export.half import compute_in_half, store_in_half
 from export.layers import array
 from export.parity import check_parity
+from export.products import ExactProduct, Int8Product, Product
+from export.ranges import measure_ranges
 from sparsecbm.bundle import MANIFEST, PRECISIONS, Format, Manifest, Precision, read_bundle, write_manifest
 from sparsecbm.checkpoint import Checkpoint
 from sparsecbm.data import Dataset
@@ -63,15 +66,32 @@ def _kept_of_weights(masks: WeightMasks, concept: int, layer: int) -> tuple[floa
     return share(attention), share(parts.values())
 
 
-def _write_graphs(folder: Path, model: SparseCBM, precision: Precision, format: Format) -> None:
+def _graphs(model: SparseCBM, precision: Precision, ids: Sequence[np.ndarray]) -> dict[str, ModelProto]:
+    """A bundle's graphs by file; where single weights are pruned, attribution has no unit to leave out."""
+    ranges = measure_ranges(model, ids) if precision == "int8" else []
+
+    def product() -> Product:
+        return Int8Product(ranges) if ranges else ExactProduct()
+
+    graphs = {PREDICT: predict_graph(model, precision, product()), EXPLAIN: explain_graph(model, precision)}
+    if model.weight_masks is None:
+        graphs[ATTRIBUTE] = attribute_graph(model, precision, product())
+    return graphs
+
+
+def _write_graphs(
+    folder: Path, model: SparseCBM, precision: Precision, format: Format, ids: Sequence[np.ndarray]
+) -> None:
     if format == "torchscript":
         torchscript.save_module(torchscript.predict_module(model, precision), folder / torchscript.PREDICT)
         torchscript.save_module(torchscript.explain_module(model, precision), folder / torchscript.EXPLAIN)
         return
-    predict, explain = predict_graph(model, precision), explain_graph(model, precision)
+    graphs = _graphs(model, precision, ids)
     if precision == "fp16":
-        predict, explain = compute_in_half(predict), store_in_half(explain)
-    save_graphs(folder, {PREDICT: predict, EXPLAIN: explain})
+        graphs = {
+            name: compute_in_half(graph) if name == PREDICT else store_in_half(graph) for name, graph in graphs.items()
+        }
+    save_graphs(folder, graphs)
 
 
 def _notes(model: SparseCBM, format: Format) -> list[str]:
@@ -124,7 +144,7 @@ def _fill(
     """Writes a bundle's files into an empty folder, the manifest last."""
     config, model = checkpoint.config, checkpoint.model
     encoded = encode(tokenizer_from_text(checkpoint.tokenizer, config.max_tokens), data.texts)
-    _write_graphs(folder, model, precision, format)
+    _write_graphs(folder, model, precision, format, encoded.ids)
     (folder / TOKENIZER).write_text(checkpoint.tokenizer, encoding="utf-8")
     save_file(pack_masks(model), folder / MASKS)
     parity, figures = map(_rounded, check_parity(folder, model, data, encoded.ids, precision, format))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-OPSET = 20
-IR_VERSION = 10
+OPSET = 23
+IR_VERSION = 11
 MICROSOFT = "com.microsoft"
 WEIGHTS = "weights.bin"
 _EXTERNAL_FROM = 1024  # bytes; smaller tensors stay inside the graph
@@ -22,11 +22,12 @@ _PAGE = 4096  # big tensors start on a page, so that they can be mapped
 class GraphBuilder:
     """Collects nodes and constants; every tensor is known by its name.
 
-    Equal constants are stored once.
+    Equal constants are stored once, and what is computed already isn't computed again.
     """
 
     def __init__(self) -> None:
         self._nodes: list[onnx.NodeProto] = []
+        self._known: dict[bytes, list[str]] = {}
         self._constants: dict[bytes, tuple[str, np.ndarray]] = {}
 
     def constant(self, array: np.ndarray, hint: str = "constant") -> str:
@@ -45,11 +46,27 @@ class GraphBuilder:
         """A constant int64 vector."""
         return self.constant(np.array(values, dtype=np.int64))
 
-    def op(self, kind: str, *inputs: str, domain: str = "", outputs: int = 1, **attributes: Any) -> Any:
-        """Adds a node; returns its output's name, or a tuple of names where it has several."""
-        names = [f"{kind}_{len(self._nodes)}_{index}" for index in range(outputs)]
-        self._nodes.append(helper.make_node(kind, inputs, names, domain=domain, **attributes))
-        return names[0] if outputs == 1 else tuple(names)
+    def op(
+        self,
+        kind: str,
+        *inputs: str,
+        domain: str = "",
+        outputs: int = 1,
+        unused: Collection[int] = (),
+        **attributes: Any,
+    ) -> Any:
+        """Adds a node; returns its output's name, or a tuple of names where it has several.
+
+        An ``unused`` output, given by its place, has no name, and so isn't computed.
+        """
+        names = ["" if index in unused else f"{kind}_{len(self._nodes)}_{index}" for index in range(outputs)]
+        node = helper.make_node(kind, inputs, [name and "-" for name in names], domain=domain, **attributes)
+        key = node.SerializeToString(deterministic=True)
+        if key not in self._known:
+            self._known[key] = names
+            node.output[:] = names
+            self._nodes.append(node)
+        return self._known[key][0] if outputs == 1 else tuple(self._known[key])
 
     def rename(self, tensor: str, name: str) -> None:
         """Gives a tensor the name that the graph's users know it by."""

@@ -1,4 +1,4 @@
-"""The two graphs of a bundle: ``predict.onnx``, compact, and ``explain.onnx``, gated and with gradients."""
+"""The graphs of a bundle: compact ones that predict and attribute, and one with gates that explains under any masks."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import torch
 from onnx import TensorProto
 
 from export.graph import GraphBuilder
-from export.layers import Emitter, ExportLayer, Norm, Trace, array
-from export.products import exact_product, fast_product
+from export.layers import Attended, Emitter, ExportLayer, Norm, Trace, array
+from export.products import ExactProduct, Product
 from sparsecbm.backbone import BackboneConfig, distance_buckets
 from sparsecbm.bundle import Precision
 from sparsecbm.model import SparseCBM
 
 PREDICT = "predict.onnx"
+ATTRIBUTE = "attribute.onnx"
 EXPLAIN = "explain.onnx"
 _TOKENS = {
     "input_ids": (TensorProto.INT64, ("batch", "length")),
@@ -31,12 +32,14 @@ class _Embedded(NamedTuple):
 
 
 def _attention_bias(graph: GraphBuilder, causal: bool) -> str:
-    """[batch, 1, 1, length], or [batch, 1, length, length] where causal."""
+    """[batch, 1, length, length]: what attention adds to its scores, by query and key."""
     floats = graph.op("Cast", "attention_mask", to=TensorProto.FLOAT)
     absent = graph.op("Mul", graph.op("Sub", floats, graph.floats(1.0)), graph.floats(1e4))
     bias = str(graph.op("Unsqueeze", absent, graph.ints(1, 2)))
     if not causal:
-        return bias
+        length = graph.op("Slice", graph.op("Shape", "input_ids"), graph.ints(1), graph.ints(2))
+        square = graph.op("Concat", graph.ints(1, 1), length, length, axis=0)
+        return str(graph.op("Expand", bias, square))
     later = graph.op("Cast", graph.op("Greater", _ahead(graph), graph.constant(np.array(0))), to=TensorProto.FLOAT)
     return str(graph.op("Min", bias, graph.op("Mul", later, graph.floats(-1e4))))
 
@@ -129,39 +132,168 @@ def _read_concepts(graph: GraphBuilder, model: SparseCBM, pooled: str) -> tuple[
     return logits, str(graph.op("Add", strengths, graph.constant(values, "values")))
 
 
-def predict_graph(model: SparseCBM, precision: Precision) -> onnx.ModelProto:
+class _Branch(NamedTuple):
+    """A concept's forward pass."""
+
+    traces: list[Trace]
+    final_norm: Norm | None
+
+
+class _Compact(NamedTuple):
+    """The forward pass of the units that masks keep."""
+
+    embedded: _Embedded
+    trunk: list[Trace]
+    branches: list[_Branch]
+    share: str  # [batch, 1, length], each token's in the mean
+    logits: str
+    vectors: str
+
+
+def _run_compact(emitter: Emitter, model: SparseCBM, precision: Precision) -> _Compact:
+    graph, op = emitter.graph, emitter.graph.op
+    bias = _attention_bias(graph, model.backbone.config.causal)
+    embedded = _embed(emitter, model, precision)
+    shared = embedded.hidden
+    trunk = []
+    for layer in _trunk_layers(model, precision):
+        shared, trace = emitter.forward(shared, bias, layer)
+        trunk.append(trace)
+    share = _token_share(graph)
+    all_layers = _branch_layers(model, precision)
+    attended = _attend_together(emitter, model, shared, bias, all_layers[0][0]) if model.weight_masks is None else None
+    branches, pooled = [], []
+    for concept, layers in enumerate(all_layers):
+        hidden, traces = shared, []
+        for position, layer in enumerate(layers):
+            heads, neurons = (kept.numpy() for kept in model.masks.kept(concept, position))
+            known = attended[concept] if attended and not position else None
+            hidden, trace = emitter.forward(hidden, bias, layer.compact(heads, neurons), attended=known)
+            traces.append(trace)
+        hidden, final_norm = _finish(emitter, model, hidden)
+        branches.append(_Branch(traces, final_norm))
+        pooled.append(op("Unsqueeze", op("MatMul", share, hidden), graph.ints(1)))
+    logits, vectors = _read_concepts(graph, model, op("Concat", *pooled, axis=1))
+    return _Compact(embedded, trunk, branches, share, logits, vectors)
+
+
+def _attend_together(emitter: Emitter, model: SparseCBM, shared: str, bias: str, layer: ExportLayer) -> list[Attended]:
+    """Each concept's attention in the first branch layer, where all read the same: a head is run once for all."""
+    kept = model.masks.heads[:, 0].numpy()
+    heads = np.flatnonzero(kept.any(axis=0))
+    together = emitter.attend(shared, bias, layer.compact(heads, np.arange(0)))
+    return [emitter.of_heads(together, np.flatnonzero(mask[heads])) for mask in kept]
+
+
+def predict_graph(model: SparseCBM, precision: Precision, product: Product | None = None) -> onnx.ModelProto:
     """Tokens → every concept's logits and vectors; each branch holds only the units that its mask keeps.
 
     Where single weights are pruned, each branch has its own whole matrices, with zeros in them.
 
     Inputs ``input_ids``, ``attention_mask`` [batch, length] int64; outputs ``logits``
     [batch, concepts, values] and ``vectors`` [batch, concepts, values, width].
+
+    Args:
+        model: to export.
+        precision: of the weights.
+        product: how matrices are multiplied, exactly by default; see ``export.ranges`` for the int8 one.
     """
-    graph = GraphBuilder()
-    config = model.backbone.config
-    emitter = Emitter(graph, config, fast_product, traced=False, distances=_distances(graph, config))
-    bias = _attention_bias(graph, config.causal)
-    shared = _embed(emitter, model, precision).hidden
-    for layer in _trunk_layers(model, precision):
-        shared, _ = emitter.forward(shared, bias, layer)
-    share = _token_share(graph)
-    pooled = []
-    for concept, layers in enumerate(_branch_layers(model, precision)):
-        hidden = shared
-        for position, layer in enumerate(layers):
-            heads, neurons = (kept.numpy() for kept in model.masks.kept(concept, position))
-            hidden, _ = emitter.forward(hidden, bias, layer.compact(heads, neurons))
-        hidden, _ = _finish(emitter, model, hidden)
-        pooled.append(graph.op("Unsqueeze", graph.op("MatMul", share, hidden), graph.ints(1)))
-    logits, vectors = _read_concepts(graph, model, graph.op("Concat", *pooled, axis=1))
-    graph.rename(logits, "logits")
-    graph.rename(vectors, "vectors")
+    graph, config = GraphBuilder(), model.backbone.config
+    emitter = Emitter(graph, config, product or ExactProduct(), traced=False, distances=_distances(graph, config))
+    run = _run_compact(emitter, model, precision)
+    graph.rename(run.logits, "logits")
+    graph.rename(run.vectors, "vectors")
     concepts, values = model.logit_bias.shape
     return graph.build(
         "predict",
         _TOKENS,
         {"logits": ("batch", concepts, values), "vectors": ("batch", concepts, values, model.width)},
     )
+
+
+def _contrast(graph: GraphBuilder, model: SparseCBM, logits: str) -> str:
+    """[batch, concepts, values]: 1 at the most probable value of each concept, and the others share -1."""
+    present = np.isfinite(model.absent_values.numpy())
+    concepts, values = present.shape
+    others = present[:, None] & ~np.eye(values, dtype=bool)  # [concepts, chosen value, values]
+    table = np.eye(values) - others / np.maximum(others.sum(-1, keepdims=True), 1)
+    chosen = graph.op("ArgMax", logits, axis=2, keepdims=0)
+    place = graph.op("Add", chosen, graph.constant(np.arange(concepts) * values))
+    rows = graph.constant(table.reshape(-1, values).astype(np.float32), "contrast")
+    return str(graph.op("Gather", rows, place))
+
+
+def _spread(graph: GraphBuilder, kept: np.ndarray, gradient: str) -> str:
+    """The gradient by all units, [batch, 1, units], of that by the kept ones, [batch, kept]; 0 at the others."""
+    place = np.full(len(kept), kept.sum())
+    place[kept] = np.arange(kept.sum())
+    widened = graph.op("Pad", gradient, graph.ints(0, 0, 0, 1))
+    return str(graph.op("Unsqueeze", graph.op("Gather", widened, graph.constant(place), axis=1), graph.ints(1)))
+
+
+def attribute_graph(model: SparseCBM, precision: Precision, product: Product | None = None) -> onnx.ModelProto:
+    """``predict.onnx`` with what speaks for each concept's most probable value rather than its others.
+
+    Beside ``logits`` and ``vectors`` it gives, for s the most probable value's logit less the mean of the others':
+    ``token_scores`` [batch, concepts, length], and ``head_gradients`` [batch, concepts, branch layers, heads] and
+    ``neuron_gradients`` [batch, concepts, branch layers, neurons], as ``explain_graph`` does, but 0 at pruned units.
+    That needs no pruned unit to be run. Arguments are those of ``predict_graph``; masks must be over units.
+    """
+    graph, config = GraphBuilder(), model.backbone.config
+    op, ints = graph.op, graph.ints
+    emitter = Emitter(graph, config, product or ExactProduct(), traced=True, distances=_distances(graph, config))
+    run = _run_compact(emitter, model, precision)
+    weights = op("Unsqueeze", _contrast(graph, model, run.logits), ints(2))
+    by_pooled = op("MatMul", weights, graph.constant(array(model.logit_weight), "concept_rows"))
+    by_token = op("Transpose", run.share, perm=[0, 2, 1])  # [batch, length, 1]
+    gradients, by_heads, by_neurons = [], [], []
+    for concept, branch in enumerate(run.branches):
+        own = op("Gather", by_pooled, graph.constant(np.array(concept)), axis=1)  # [batch, 1, hidden]
+        gradient = op("Mul", by_token, own)
+        if branch.final_norm is not None:
+            gradient = emitter.backward_norm(gradient, branch.final_norm)
+        heads: list[str] = []
+        neurons: list[str] = []
+        for position, trace in reversed(list(enumerate(branch.traces))):
+            gradient, units = emitter.backward(gradient, trace)
+            assert units is not None
+            heads.insert(0, _spread(graph, model.masks.heads[concept, position].numpy(), units.heads))
+            neurons.insert(0, _spread(graph, model.masks.neurons[concept, position].numpy(), units.neurons))
+        gradients.append(op("Unsqueeze", gradient, ints(1)))
+        by_heads.append(op("Unsqueeze", op("Concat", *heads, axis=1), ints(1)))
+        by_neurons.append(op("Unsqueeze", op("Concat", *neurons, axis=1), ints(1)))
+    scores = _token_scores(emitter, run.embedded, run.trunk, op("Concat", *gradients, axis=1))
+    outputs = {"logits": run.logits, "vectors": run.vectors, "token_scores": scores}
+    outputs |= {
+        "head_gradients": op("Concat", *by_heads, axis=1),
+        "neuron_gradients": op("Concat", *by_neurons, axis=1),
+    }
+    for name, tensor in outputs.items():
+        graph.rename(tensor, name)
+    return graph.build("attribute", _TOKENS, _explanation_shapes(model))
+
+
+def _token_scores(emitter: Emitter, embedded: _Embedded, trunk: list[Trace], gradient: str) -> str:
+    """[batch, concepts, length], of the gradient by the trunk's output, [batch, concepts, length, hidden]."""
+    op, ints = emitter.graph.op, emitter.graph.ints
+    for trace in reversed(trunk):
+        gradient, _ = emitter.backward(gradient, trace, shared=True)
+    if embedded.norm is not None:
+        gradient = emitter.backward_norm(gradient, emitter.widen_norm(embedded.norm))
+    tokens = op("Unsqueeze", embedded.tokens, ints(1))
+    return str(op("ReduceSum", op("Mul", gradient, tokens), ints(-1), keepdims=0))
+
+
+def _explanation_shapes(model: SparseCBM) -> dict[str, tuple[str | int, ...]]:
+    """What an explanation graph gives."""
+    config, (concepts, values) = model.backbone.config, model.logit_bias.shape
+    return {
+        "logits": ("batch", concepts, values),
+        "vectors": ("batch", concepts, values, model.width),
+        "token_scores": ("batch", concepts, "length"),
+        "head_gradients": ("batch", concepts, model.branch_layers, config.heads),
+        "neuron_gradients": ("batch", concepts, model.branch_layers, config.neurons),
+    }
 
 
 def explain_graph(model: SparseCBM, precision: Precision) -> onnx.ModelProto:
@@ -178,7 +310,7 @@ def explain_graph(model: SparseCBM, precision: Precision) -> onnx.ModelProto:
     """
     graph = GraphBuilder()
     op, ints, config = graph.op, graph.ints, model.backbone.config
-    emitter = Emitter(graph, config, exact_product, traced=True, distances=_distances(graph, config))
+    emitter = Emitter(graph, config, ExactProduct(), traced=True, distances=_distances(graph, config))
     concepts, values = model.logit_bias.shape
     bias = _attention_bias(graph, config.causal)
     embedded = _embed(emitter, model, precision)
@@ -211,13 +343,12 @@ def explain_graph(model: SparseCBM, precision: Precision) -> onnx.ModelProto:
         spread = op("Expand", op("Unsqueeze", hidden, ints(1)), ints(1, len(members), 1, 1))
         state = op("Reshape", spread, flat)
         branch_bias = op("Expand", op("Unsqueeze", bias, ints(1)), ints(1, len(members), 1, 1, 1))
-        by_query = [ints(-1, 1), length] if config.causal else [ints(-1, 1, 1)]
-        branch_bias = op("Reshape", branch_bias, op("Concat", *by_query, length, axis=0))
+        branch_bias = op("Reshape", branch_bias, op("Concat", ints(-1, 1), length, length, axis=0))
         branch: list[Trace] = []
         for position, layer in enumerate(all_layers[members[0]]):
             at = graph.constant(np.array(position))
             heads = only(op("Gather", "head_gates", at, axis=2), members)
-            heads = op("Reshape", heads, ints(-1, config.heads, 1, 1))
+            heads = op("Reshape", heads, ints(-1, 1, config.heads, 1))
             neurons = only(op("Gather", "neuron_gates", at, axis=2), members)
             neurons = op("Reshape", neurons, ints(-1, 1, config.neurons))
             state, trace = emitter.forward(state, branch_bias, layer, heads, neurons)
@@ -250,19 +381,13 @@ def explain_graph(model: SparseCBM, precision: Precision) -> onnx.ModelProto:
         neuron_gradients.append(op("Concat", *by_neurons, axis=2))
         gradients.append(by_concept(part, members))
     gradient = joined(gradients)
-    for trace in reversed(trunk):
-        gradient, _ = emitter.backward(gradient, trace, shared=True)
-    if embedded.norm is not None:
-        gradient = emitter.backward_norm(gradient, emitter.widen_norm(embedded.norm))
-    tokens = op("Unsqueeze", embedded.tokens, ints(1))
-    scores = op("ReduceSum", op("Mul", gradient, tokens), ints(-1), keepdims=0)
+    scores = _token_scores(emitter, embedded, trunk, gradient)
     graph.rename(logits, "logits")
     graph.rename(vectors, "vectors")
     graph.rename(scores, "token_scores")
     graph.rename(joined(head_gradients), "head_gradients")
     graph.rename(joined(neuron_gradients), "neuron_gradients")
-    head_shape = ("batch", concepts, model.branch_layers, config.heads)
-    neuron_shape = ("batch", concepts, model.branch_layers, config.neurons)
+    head_shape, neuron_shape = (_explanation_shapes(model)[f"{kind}_gradients"] for kind in ("head", "neuron"))
     return graph.build(
         "explain",
         {
@@ -271,11 +396,5 @@ def explain_graph(model: SparseCBM, precision: Precision) -> onnx.ModelProto:
             "neuron_gates": (TensorProto.FLOAT, neuron_shape),
             "value_weights": (TensorProto.FLOAT, ("batch", concepts, values)),
         },
-        {
-            "logits": ("batch", concepts, values),
-            "vectors": ("batch", concepts, values, model.width),
-            "token_scores": ("batch", concepts, "length"),
-            "head_gradients": head_shape,
-            "neuron_gradients": neuron_shape,
-        },
+        _explanation_shapes(model),
     )

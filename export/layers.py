@@ -6,17 +6,18 @@ PyTorch's autograd.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
 
 from export.graph import GraphBuilder
-from export.products import Matrix, Product, real_values, transposed_product
+from export.products import Columns, Matrix, Product, Rows
 from sparsecbm.backbone import BackboneConfig, LayerWeights
 from sparsecbm.bundle import Precision
+
+_SOFTMAX = 3  # what ONNX's Attention gives as its fourth output: the scores' softmax
 
 
 def array(tensor: Tensor) -> np.ndarray:
@@ -95,6 +96,18 @@ class ExportLayer:
         )
 
 
+class Attended(NamedTuple):
+    """What attention gives.
+
+    Shapes: weights [batch, heads, length, length], only where a backward pass will follow; context [batch, length,
+    heads · width]. ``value`` are the columns of a layer's qkv that its values come from.
+    """
+
+    weights: str
+    context: str
+    value: Columns
+
+
 class Norm(NamedTuple):
     """What a layer normalisation leaves for its derivative: 1/deviation [.., 1]."""
 
@@ -106,8 +119,7 @@ class Trace(NamedTuple):
     """What a layer's forward pass leaves for its backward pass, by tensor name."""
 
     layer: ExportLayer
-    attention: str
-    context: str
+    attended: Attended
     norm1: Norm
     before_activation: str
     inner: str
@@ -152,6 +164,42 @@ class Emitter:
         output, _, inverse = self.graph.op("LayerNormalization", *operands, epsilon=epsilon, outputs=3)
         return output, Norm(inverse, weight)
 
+    def attend(self, hidden: str, attention_bias: str, layer: ExportLayer) -> Attended:
+        """A layer's attention, up to its heads' output; arguments are those of ``forward``."""
+        if self.config.norm_first:
+            hidden, _ = self.normalise(hidden, layer.norm1, layer.norm1_bias)
+        op = self.graph.op
+        qkv = self.product(self.graph, hidden, layer.qkv, layer.qkv_bias)
+        operands = op("Split", qkv, axis=-1, num_outputs=3, outputs=3)
+        if layer.distance_bias is not None:
+            by_bucket = self.graph.constant(layer.distance_bias, "distance_bias")
+            by_distance = op("Gather", by_bucket, self.distances, axis=1)
+            attention_bias = op("Add", attention_bias, by_distance)
+        operands = (*operands, attention_bias)
+        heads: dict[str, Any] = {"q_num_heads": layer.heads, "kv_num_heads": layer.heads}
+        value = Columns(layer.qkv, np.arange(2 * layer.qkv_bias.size // 3, layer.qkv_bias.size))
+        if not self.traced:
+            return Attended("", op("Attention", *operands, **heads), value)
+        context, _, _, weights = op(
+            "Attention", *operands, **heads, qk_matmul_output_mode=_SOFTMAX, outputs=4, unused=(1, 2)
+        )
+        return Attended(weights, context, value)
+
+    def of_heads(self, attended: Attended, chosen: np.ndarray) -> Attended:
+        """What some heads give, of what several gave.
+
+        Args:
+            attended: of several heads.
+            chosen: [kept] places of heads among them.
+        """
+        op, ints, width = self.graph.op, self.graph.ints, self.config.head_width
+        split = op("Reshape", attended.context, ints(0, 0, -1, width))
+        context = op("Gather", split, ints(*chosen), axis=2)
+        weights = op("Gather", attended.weights, ints(*chosen), axis=1) if self.traced else ""
+        assert attended.value.chosen is not None
+        value = attended.value._replace(chosen=attended.value.chosen.reshape(-1, width)[chosen].ravel())
+        return Attended(weights, op("Reshape", context, ints(0, 0, len(chosen) * width)), value)
+
     def forward(
         self,
         hidden: str,
@@ -159,39 +207,32 @@ class Emitter:
         layer: ExportLayer,
         head_gates: str | None = None,
         neuron_gates: str | None = None,
+        attended: Attended | None = None,
     ) -> tuple[str, Trace]:
         """One layer.
 
         Args:
             hidden: [batch, length, hidden].
-            attention_bias: [batch, 1, 1, length], or by query too, [batch, 1, length, length].
+            attention_bias: [batch, 1, length, length], by query and key.
             layer: weights of the units to run.
-            head_gates: [batch, heads, 1, 1], if any.
+            head_gates: [batch, 1, heads, 1], if any.
             neuron_gates: [batch, 1, neurons], if any.
+            attended: the layer's attention, where it is known already.
 
         Returns:
             [batch, length, hidden], and the trace for ``backward``.
         """
         op, ints = self.graph.op, self.graph.ints
         heads, width, norm_first = layer.heads, self.config.head_width, self.config.norm_first
-        inputs = hidden
+        attended = attended or self.attend(hidden, attention_bias, layer)
+        joined = attended.context
+        if head_gates:
+            split = op("Mul", op("Reshape", joined, ints(0, 0, heads, width)), head_gates)
+            joined = op("Reshape", split, ints(0, 0, heads * width))
+        added = self.product(self.graph, joined, layer.out, layer.out_bias)
         if norm_first:
-            inputs, norm1 = self.normalise(hidden, layer.norm1, layer.norm1_bias)
-        qkv = self.product(self.graph, inputs, layer.qkv, layer.qkv_bias)
-        split = op("Reshape", qkv, ints(0, 0, 3, heads, width))
-        parts = op("Transpose", split, perm=[2, 0, 3, 1, 4])  # [3, batch, heads, length, width]
-        query, key, value = (op("Gather", parts, self.graph.constant(np.array(i)), axis=0) for i in range(3))
-        scaled = op("Mul", query, self.graph.floats(1 / math.sqrt(width)))
-        scores = op("MatMul", scaled, op("Transpose", key, perm=[0, 1, 3, 2]))
-        if layer.distance_bias is not None:
-            by_bucket = self.graph.constant(layer.distance_bias, "distance_bias")
-            scores = op("Add", scores, op("Gather", by_bucket, self.distances, axis=1))
-        attention = op("Softmax", op("Add", scores, attention_bias), axis=-1)
-        context = op("MatMul", attention, value)  # [batch, heads, length, width]
-        gated = op("Mul", context, head_gates) if head_gates else context
-        joined = op("Reshape", op("Transpose", gated, perm=[0, 2, 1, 3]), ints(0, 0, heads * width))
-        attended = self.product(self.graph, joined, layer.out, layer.out_bias)
-        hidden = op("Add", hidden, attended)
+            _, norm1 = self.normalise(hidden, layer.norm1, layer.norm1_bias)
+        hidden = op("Add", hidden, added)
         if norm_first:
             inputs, norm2 = self.normalise(hidden, layer.norm2, layer.norm2_bias)
         else:
@@ -204,7 +245,7 @@ class Emitter:
         hidden = op("Add", hidden, fed)
         if not norm_first:
             hidden, norm2 = self.normalise(hidden, layer.norm2, layer.norm2_bias)
-        return hidden, Trace(layer, attention, context, norm1, before, inner, norm2, head_gates, neuron_gates)
+        return hidden, Trace(layer, attended, norm1, before, inner, norm2, head_gates, neuron_gates)
 
     def backward(self, gradient: str, trace: Trace, shared: bool = False) -> tuple[str, UnitGradients | None]:
         """The derivative of one layer; attention weights, deviations and activations' factors count as constants.
@@ -213,10 +254,10 @@ class Emitter:
             gradient: by the layer's output, [batch, length, hidden], or, where several gradients share one
                 forward pass, [batch, several, length, hidden].
             trace: of the forward pass.
-            shared: whether it is the latter.
+            shared: whether it is the latter; such a layer has no gates.
 
         Returns:
-            The gradient by the layer's input, and by its gates where it has them.
+            The gradient by the layer's input, and by its units' gates, which are 1 where there are none.
         """
         graph, op, layer = self.graph, self.graph.op, trace.layer
         heads, width, norm_first = layer.heads, self.config.head_width, self.config.norm_first
@@ -229,32 +270,34 @@ class Emitter:
         def swap(tensor: str) -> str:
             return str(op("Transpose", tensor, perm=swapped))
 
-        def join(tensor: str) -> str:
-            return str(op("Reshape", op("Transpose", tensor, perm=to_heads), graph.ints(*keep, heads * width)))
+        def split(tensor: str) -> str:
+            """[.., length, heads · width] to [.., length, heads, width]."""
+            return str(op("Reshape", tensor, graph.ints(*keep, heads, width)))
 
         units = None
         by_sum = gradient if norm_first else self.backward_norm(gradient, trace.norm2)
-        by_gated = transposed_product(graph, by_sum, real_values(graph, layer.down))
-        by_inner = op("Mul", by_gated, trace.neuron_gates) if trace.neuron_gates else by_gated
-        by_before = op("Mul", by_inner, self._activation_factor(trace.before_activation))
-        by_inputs = transposed_product(graph, by_before, real_values(graph, layer.up))
+        by_gated = self.product.backward(graph, by_sum, Columns(layer.down))
+        by_inner = op("Mul", by_gated.values, trace.neuron_gates) if trace.neuron_gates else by_gated.values
+        by_up = self.product.backward(graph, by_inner, Columns(layer.up), self._activation_factor(trace))
+        by_inputs = by_up.of(graph, by_gated).whole(graph)
         if norm_first:
             by_inputs = self.backward_norm(by_inputs, trace.norm2)
         by_sum = op("Add", by_sum, by_inputs)
         if not norm_first:
             by_sum = self.backward_norm(by_sum, trace.norm1)
-        by_joined = transposed_product(graph, by_sum, real_values(graph, layer.out))
-        by_context = op("Reshape", by_joined, graph.ints(*keep, heads, width))
-        by_context = op("Transpose", by_context, perm=to_heads)  # [.., heads, length, width]
-        if trace.head_gates and trace.neuron_gates:
-            by_head = op("ReduceSum", op("Mul", by_context, trace.context), graph.ints(-2, -1), keepdims=0)
-            by_neuron = op("ReduceSum", op("Mul", by_gated, trace.inner), graph.ints(-2), keepdims=0)
+        by_context = split(self.product.backward(graph, by_sum, Columns(layer.out)).whole(graph))
+        if not shared:
+            by_head = op(
+                "ReduceSum", op("Mul", by_context, split(trace.attended.context)), graph.ints(1, 3), keepdims=0
+            )
+            by_neuron = self._sum_rows(by_gated._replace(values=op("Mul", by_gated.values, trace.inner)))
             units = UnitGradients(by_head, by_neuron)
+        if trace.head_gates:
             by_context = op("Mul", by_context, trace.head_gates)
-        by_value = join(op("MatMul", swap(trace.attention), by_context))
-        start, end = graph.ints(2 * heads * width), graph.ints(3 * heads * width)
-        value_weight = op("Slice", real_values(graph, layer.qkv), start, end, graph.ints(1))
-        by_inputs = transposed_product(graph, by_value, value_weight)
+        by_context = op("Transpose", by_context, perm=to_heads)  # [.., heads, length, width]
+        by_value = op("Transpose", op("MatMul", swap(trace.attended.weights), by_context), perm=to_heads)
+        by_value = op("Reshape", by_value, graph.ints(*keep, heads * width))
+        by_inputs = self.product.backward(graph, by_value, trace.attended.value).whole(graph)
         if norm_first:
             by_inputs = self.backward_norm(by_inputs, trace.norm1)
         return op("Add", by_sum, by_inputs), units
@@ -267,9 +310,10 @@ class Emitter:
             return str(self.graph.op("Unsqueeze", tensor, axis))
 
         return trace._replace(
-            attention=widen(trace.attention),
+            attended=trace.attended._replace(weights=widen(trace.attended.weights)),
             norm1=self.widen_norm(trace.norm1),
             before_activation=widen(trace.before_activation),
+            inner=widen(trace.inner),
             norm2=self.widen_norm(trace.norm2),
         )
 
@@ -292,17 +336,14 @@ class Emitter:
             return str(op("Gelu", inputs, approximate="tanh"))
         return str(op({"gelu": "Gelu", "relu": "Relu"}[kind], inputs))
 
-    def _activation_factor(self, inputs: str) -> str:
-        """What the activation multiplies its input by: f(x) / x."""
-        op, floats, kind = self.graph.op, self.graph.floats, self.config.activation
-        if kind == "relu":
-            return str(op("Cast", op("Greater", inputs, floats(0.0)), to=1))
-        if kind == "silu":
-            return str(op("Sigmoid", inputs))
-        if kind == "gelu_tanh":  # (1 + tanh(c (x + a x³))) / 2
-            slope, cubic = math.sqrt(2 / math.pi), 0.044715
-            steep = op("Add", op("Mul", op("Mul", inputs, inputs), floats(slope * cubic)), floats(slope))
-            rise = op("Tanh", op("Mul", inputs, steep))
-        else:  # (1 + erf(x / √2)) / 2
-            rise = op("Erf", op("Mul", inputs, floats(math.sqrt(0.5))))
-        return str(op("Add", op("Mul", rise, floats(0.5)), floats(0.5)))
+    def _activation_factor(self, trace: Trace) -> str:
+        """What the activation multiplies its input by: f(x) / x, and 0 where x is exactly 0."""
+        op = self.graph.op
+        return str(op("Div", trace.inner, op("Add", trace.before_activation, self.graph.floats(1e-30))))
+
+    def _sum_rows(self, rows: Rows) -> str:
+        """The sum over the length, [batch, width]."""
+        op, ints = self.graph.op, self.graph.ints
+        if not rows.reach:
+            return str(op("ReduceSum", rows.values, ints(1), keepdims=0))
+        return str(op("Squeeze", op("MatMul", op("Transpose", rows.reach, perm=[0, 2, 1]), rows.values), ints(1)))

@@ -12,7 +12,7 @@ import onnxruntime as ort
 import torch
 
 from export import torchscript
-from export.graphs import EXPLAIN, PREDICT
+from export.graphs import ATTRIBUTE, EXPLAIN, PREDICT
 from sparsecbm.attribution import attribute
 from sparsecbm.bundle import (
     EXPLAIN_INPUTS,
@@ -128,6 +128,23 @@ def _explain_parity(model: SparseCBM, graph: Graph, ids: Sequence[np.ndarray], e
     }
 
 
+def _attribute_parity(model: SparseCBM, session: ort.InferenceSession, ids: Sequence[np.ndarray]) -> dict[str, float]:
+    """Compares ``attribute.onnx`` with the model's gradients, by the values that it finds most probable."""
+    padded, mask = pad(ids, model.backbone.config.pad_id)
+    names = ["logits", "token_scores", "head_gradients", "neuron_gradients"]
+    logits, *scores = session.run(names, {"input_ids": padded, "attention_mask": mask})
+    finite = np.isfinite(logits)
+    chosen = np.eye(logits.shape[-1])[logits.argmax(-1)]
+    others = finite & (chosen == 0)
+    weights = (chosen - others / np.maximum(others.sum(-1, keepdims=True), 1)).astype(np.float32)
+    reference = attribute(model, *map(torch.from_numpy, (padded, mask, weights)))
+    wanted = (reference.tokens, reference.heads * model.masks.heads, reference.neurons * model.masks.neurons)
+    return {
+        f"attribute_{name}_correlation": _correlation(found, right.numpy())
+        for name, found, right in zip(("token", "head", "neuron"), scores, wanted, strict=True)
+    }
+
+
 def check_parity(
     folder: Path,
     model: SparseCBM,
@@ -176,14 +193,16 @@ def check_parity(
         "label_accuracy": {"checkpoint": before["label"]["accuracy"], "export": after["label"]["accuracy"]},
         **_explain_parity(model, explain, ids[:_EXPLAIN_TEXTS], expected),
     }
+    correlations = ["explain_vector_correlation", "token_correlation", "head_correlation", "neuron_correlation"]
+    if (folder / ATTRIBUTE).is_file():
+        attributed = _attribute_parity(model, open_session(folder / ATTRIBUTE), ids[:_EXPLAIN_TEXTS])
+        figures |= attributed
+        correlations += attributed
     failures = [
         f"{key} is {figures[key]:.4f}, must be at least {bound}"
         for keys, bound in (
             (("value_agreement", "label_agreement", "explain_value_agreement"), tolerance.agreement),
-            (
-                ("explain_vector_correlation", "token_correlation", "head_correlation", "neuron_correlation"),
-                tolerance.correlation,
-            ),
+            (correlations, tolerance.correlation),
         )
         for key in keys
         if not figures[key] >= bound

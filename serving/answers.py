@@ -114,16 +114,11 @@ class AnswerWriter:
     def _subnetwork(self, explanation: Explanation | None, concept: int) -> Subnetwork | None:
         if explanation is None or explanation.units is None:
             return None
-        scores = explanation.units[concept]
-        strength = np.abs(scores)
-        shown = (
-            np.argpartition(strength, -self._shown_units)[-self._shown_units :]
-            if len(scores) > self._shown_units
-            else np.arange(len(scores))
-        )
-        shown = shown[np.argsort(-strength[shown])]
+        carrying = np.flatnonzero(explanation.units[concept])
+        scores = explanation.units[concept][carrying]
+        strongest = np.argsort(-np.abs(scores))[: self._shown_units]
         units = []
-        for unit in shown[strength[shown] > 0].tolist():
+        for unit, score in zip(carrying[strongest].tolist(), scores[strongest].tolist(), strict=True):
             layer, kind, index = self._units.place(unit)
-            units.append(UnitScore.model_construct(layer=layer, kind=kind, index=index, score=float(scores[unit])))
+            units.append(UnitScore.model_construct(layer=layer, kind=kind, index=index, score=score))
         return Subnetwork.model_construct(density=self._densities[concept], units=units)

@@ -3,8 +3,9 @@
     engine = Engine.load("models/restaurant-reviews")
     engine.predict(["Great pasta, but the waiter was rude."], explain={"tokens"})
 
-Texts are tokenised together, sorted by length, and run in batches with a budget of padded tokens. A run
-releases Python's lock, and an engine may be used by several threads.
+Texts are tokenised together, sorted by length, and run in batches with a budget of padded tokens: as many batches
+at a time as there are threads, each on one of them, since threads that share a batch wait for each other after every
+operator. A run releases Python's lock, and an engine may be used by several threads.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -23,11 +25,13 @@ from tokenizers import Encoding
 from serving.answers import AnswerWriter, Explanation
 from serving.bottleneck import LabelHead, Reading
 from serving.contract import Answer, Edit, Explain, Flipped, Level, Outcome
-from serving.graphs import Gradients, Graph, open_explain, open_predict
+from serving.graphs import ATTRIBUTE, Gradients, Graph, open_attribute, open_explain, open_predict
 from serving.masks import Units, describe_edits, edit_units, read_masks
-from sparsecbm.bundle import Manifest, read_bundle
+from sparsecbm.bundle import EXPLAIN_OUTPUTS, PREDICT_OUTPUTS, Manifest, read_bundle
 from sparsecbm.errors import BundleError, InputError, SparseCBMError
 from sparsecbm.tokens import TOKENIZER, openings, pad, tokenizer_from_text
+
+_LEAST_TOKENS = 64  # of a batch that is made smaller only so that every thread has one
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,18 +59,17 @@ class EngineSettings:
     """How an engine runs.
 
     Attributes:
-        threads: of one graph run.
-        token_budget: padded tokens of one run of the prediction graph.
-        explain_token_budget: padded tokens of one run of the explanation graph, which holds every
-            concept's full layers and so needs more memory.
+        threads: batches that run at a time.
+        token_budget: padded tokens of one run of the prediction graph; its activations then fit a core's cache.
+        explain_token_budget: padded tokens of one run that explains, which needs more memory.
         edit_budget: most units that a mask-level intervention changes, as a share of the concept's kept ones.
         edit_step: units changed between two looks at the result, likewise.
         trust_torchscript: whether the graphs of a TorchScript bundle, which are programs, may be loaded.
     """
 
     threads: int = 2
-    token_budget: int = 2048
-    explain_token_budget: int = 1024
+    token_budget: int = 512
+    explain_token_budget: int = 128
     edit_budget: float = 0.03
     edit_step: float = 0.0025
     trust_torchscript: bool = False
@@ -113,9 +116,11 @@ class Engine:
         self._writer = AnswerWriter(manifest, self._masks)
         self._names = [concept.name for concept in manifest.concepts]
         self._values = {concept.name: concept.values for concept in manifest.concepts}
-        self._predict = open_predict(folder, manifest, settings.threads, settings.trust_torchscript)
+        self._predict = open_predict(folder, manifest, 1, settings.trust_torchscript)
+        self._attribute: Graph | None = None
         self._explain: Graph | None = None
         self._explain_lock = Lock()
+        self._pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="graph")
 
     @classmethod
     def load(cls, path: Path | str, settings: EngineSettings | None = None) -> Self:
@@ -170,8 +175,14 @@ class Engine:
             self.check_text(text)
         tokens, subnetwork = "tokens" in explain, "subnetwork" in explain
         encoded = self._tokenise(texts, offsets=tokens)
-        logits, vectors = self._run_predict(encoded)
-        explanations = self._explanations(encoded, logits, tokens, subnetwork) if tokens or subnetwork else {}
+        explanations: dict[int, Explanation] = {}
+        if not tokens and not subnetwork:
+            logits, vectors = self._run_predict(encoded)
+        elif ATTRIBUTE in self.manifest.files:
+            logits, vectors, explanations = self._run_attribute(encoded, tokens, subnetwork)
+        else:
+            logits, vectors = self._run_predict(encoded)
+            explanations = self._explanations(encoded, logits, tokens, subnetwork)
         reading = self._head.read(logits, vectors)
         return [
             self._writer.write(reading, row, text, encoded.truncated[row], explanation=explanations.get(row))
@@ -258,34 +269,73 @@ class Engine:
         )
 
     def _batches(self, ids: Sequence[np.ndarray], budget: int) -> Iterator[np.ndarray]:
-        """Rows by length, in batches of at most ``budget`` padded tokens (a longer text runs alone)."""
-        order = np.argsort([len(row) for row in ids], kind="stable")
+        """Rows by length, in batches of at most ``budget`` padded tokens (a longer text runs alone).
+
+        A batch ends sooner where it has a thread's share of all texts.
+        """
+        lengths = [len(row) for row in ids]
+        share = max(_LEAST_TOKENS, math.ceil(sum(lengths) / self.settings.threads))
+        order = np.argsort(lengths, kind="stable")
         start = 0
         for end in range(1, len(order) + 1):
-            if end == len(order) or (end + 1 - start) * len(ids[order[end]]) > budget:
+            full = (end - start) * lengths[order[end - 1]] >= share
+            if end == len(order) or full or (end + 1 - start) * lengths[order[end]] > budget:
                 yield order[start:end]
                 start = end
 
-    def _observed(self, ids: Sequence[np.ndarray], mask: np.ndarray, tokenise: float, started: float) -> None:
-        if self.observe is not None:
-            tokens = sum(len(row) for row in ids)
-            self.observe(BatchStats(len(ids), tokens, mask.size, tokenise, time.perf_counter() - started))
+    def _run(
+        self, graph: Graph, outputs: Sequence[str], texts: _Texts, budget: int
+    ) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
+        """Runs a graph that takes tokens alone, and yields each batch's rows and outputs."""
+
+        def run(rows: np.ndarray) -> tuple[np.ndarray, BatchStats, list[np.ndarray]]:
+            chosen = [texts.ids[row] for row in rows]
+            padded, mask = pad(chosen, self.manifest.backbone.pad_id)
+            started = time.perf_counter()
+            given = graph.run(outputs, {"input_ids": padded, "attention_mask": mask})
+            seconds = time.perf_counter() - started
+            tokenise = texts.seconds * len(rows) / len(texts.ids)
+            return rows, BatchStats(len(rows), sum(map(len, chosen)), mask.size, tokenise, seconds), given
+
+        batches = list(self._batches(texts.ids, budget))
+        several = len(batches) > 1 and self.settings.threads > 1
+        # The longest texts first: the threads then end at about the same time.
+        for rows, stats, given in self._pool.map(run, reversed(batches)) if several else map(run, batches):
+            if self.observe is not None:
+                self.observe(stats)
+            yield rows, given
+
+    def _empty(self, texts: int) -> tuple[np.ndarray, np.ndarray]:
+        """Room for logits [N, concepts, values] and vectors [N, concepts, values, width] of N texts."""
+        shape = (texts, len(self._names), max(map(len, self._values.values())))
+        return np.empty(shape, np.float32), np.empty((*shape, self.manifest.head.width), np.float32)
 
     def _run_predict(self, texts: _Texts) -> tuple[np.ndarray, np.ndarray]:
-        """Logits [N, concepts, values] and vectors [N, concepts, values, width] of N texts."""
-        manifest = self.manifest
-        shape = (len(texts.ids), len(self._names), max(len(values) for values in self._values.values()))
-        logits = np.empty(shape, dtype=np.float32)
-        vectors = np.empty((*shape, manifest.head.width), dtype=np.float32)
-        for rows in self._batches(texts.ids, self.settings.token_budget):
-            chosen = [texts.ids[row] for row in rows]
-            padded, mask = pad(chosen, manifest.backbone.pad_id)
-            started = time.perf_counter()
-            logits[rows], vectors[rows] = self._predict.run(
-                ["logits", "vectors"], {"input_ids": padded, "attention_mask": mask}
-            )
-            self._observed(chosen, mask, texts.seconds * len(rows) / len(texts.ids), started)
+        """Logits and vectors."""
+        logits, vectors = self._empty(len(texts.ids))
+        for rows, given in self._run(self._predict, PREDICT_OUTPUTS, texts, self.settings.token_budget):
+            logits[rows], vectors[rows] = given
         return logits, vectors
+
+    def _attribute_graph(self) -> Graph:
+        """The attribution graph, loaded when it is first asked for."""
+        with self._explain_lock:
+            if self._attribute is None:
+                self._attribute = open_attribute(self._folder, self.manifest, 1)
+            return self._attribute
+
+    def _run_attribute(
+        self, texts: _Texts, tokens: bool, subnetwork: bool
+    ) -> tuple[np.ndarray, np.ndarray, dict[int, Explanation]]:
+        """Logits and vectors as ``_run_predict`` gives them, and by row the explanations."""
+        logits, vectors = self._empty(len(texts.ids))
+        explanations: dict[int, Explanation] = {}
+        budget = self.settings.explain_token_budget
+        for rows, given in self._run(self._attribute_graph(), EXPLAIN_OUTPUTS, texts, budget):
+            gradients = Gradients(*given)
+            logits[rows], vectors[rows] = gradients.logits, gradients.vectors
+            explanations |= self._explained(texts, rows, gradients, tokens, subnetwork)
+        return logits, vectors, explanations
 
     def _explain_graph(self) -> Graph:
         """The explanation graph, loaded when it is first asked for."""
@@ -301,7 +351,7 @@ class Engine:
         heads, neurons = self._units.split(masks.astype(np.float32))
         started = time.perf_counter()
         outputs = self._explain_graph().run(
-            ["logits", "vectors", "token_scores", "head_gradients", "neuron_gradients"],
+            EXPLAIN_OUTPUTS,
             {
                 "input_ids": padded,
                 "attention_mask": attention_mask,
@@ -310,26 +360,36 @@ class Engine:
                 "value_weights": value_weights.astype(np.float32),
             },
         )
-        self._observed(ids, attention_mask, 0.0, started)
+        if self.observe is not None:
+            seconds = time.perf_counter() - started
+            self.observe(BatchStats(len(ids), sum(map(len, ids)), attention_mask.size, 0.0, seconds))
         return Gradients(*outputs)
 
     def _explanations(
         self, texts: _Texts, logits: np.ndarray, tokens: bool, subnetwork: bool
     ) -> dict[int, Explanation]:
-        """Scores for each concept's most probable value against the mean of its other values."""
+        """Explanations by row, where no attribution graph gives them."""
         weights = _contrast(logits.argmax(-1), np.isfinite(logits))
-        explanations = {}
+        explanations: dict[int, Explanation] = {}
         for rows in self._batches(texts.ids, self.settings.explain_token_budget):
             masks = np.broadcast_to(self._masks, (len(rows), *self._masks.shape))
             gradients = self._run_explain([texts.ids[row] for row in rows], masks, weights[rows])
-            units = self._units.join(gradients.heads, gradients.neurons) * self._masks
-            for position, row in enumerate(rows.tolist()):
-                explanations[row] = Explanation(
-                    gradients.tokens[position, :, : len(texts.ids[row])] if tokens else None,
-                    texts.offsets[row] if tokens else (),
-                    units[position] if subnetwork else None,
-                )
+            explanations |= self._explained(texts, rows, gradients, tokens, subnetwork)
         return explanations
+
+    def _explained(
+        self, texts: _Texts, rows: np.ndarray, gradients: Gradients, tokens: bool, subnetwork: bool
+    ) -> dict[int, Explanation]:
+        """Scores for each concept's most probable value against the mean of its other values, by row."""
+        units = self._units.join(gradients.heads, gradients.neurons) * self._masks if subnetwork else None
+        return {
+            row: Explanation(
+                gradients.tokens[position, :, : len(texts.ids[row])] if tokens else None,
+                texts.offsets[row] if tokens else (),
+                None if units is None else units[position],
+            )
+            for position, row in enumerate(rows.tolist())
+        }
 
     def _edit_masks(
         self, texts: _Texts, logits: np.ndarray, vectors: np.ndarray, targets: np.ndarray, rows: np.ndarray

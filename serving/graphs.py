@@ -1,4 +1,4 @@
-"""A bundle's two graphs, in ONNX Runtime or, where it is a trusted TorchScript bundle, in torch."""
+"""A bundle's graphs, in ONNX Runtime or, where it is a trusted TorchScript bundle, in torch."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from sparsecbm.bundle import EXPLAIN_INPUTS, EXPLAIN_OUTPUTS, PREDICT_INPUTS, PR
 from sparsecbm.errors import BundleError
 
 PREDICT = "predict.onnx"
+ATTRIBUTE = "attribute.onnx"
 EXPLAIN = "explain.onnx"
 PREDICT_TORCH = "predict.ts"
 EXPLAIN_TORCH = "explain.ts"
@@ -60,7 +61,7 @@ class OnnxGraph:
 
 
 class Gradients(NamedTuple):
-    """What the explanation graph gives for N texts.
+    """What the graphs that explain give for N texts, in the order of ``EXPLAIN_OUTPUTS``.
 
     Shapes: logits [N, concepts, values]; vectors [N, concepts, values, width]; tokens
     [N, concepts, length]; heads and neurons [N, concepts, branch layers, units].
@@ -88,29 +89,33 @@ def open_predict(folder: Path, manifest: Manifest, threads: int, trust_torchscri
     """
     if manifest.format == "torchscript":
         return _open_torch(folder / PREDICT_TORCH, manifest, threads, trust_torchscript)
-    return _open_onnx(folder / PREDICT, manifest, threads, PREDICT_INPUTS)
+    return _open_onnx(folder / PREDICT, manifest, threads, PREDICT_INPUTS, PREDICT_OUTPUTS)
+
+
+def open_attribute(folder: Path, manifest: Manifest, threads: int) -> Graph:
+    """Opens the attribution graph of a bundle that has one; arguments and errors are those of ``open_predict``."""
+    return _open_onnx(folder / ATTRIBUTE, manifest, threads, PREDICT_INPUTS, EXPLAIN_OUTPUTS)
 
 
 def open_explain(folder: Path, manifest: Manifest, threads: int, trust_torchscript: bool = False) -> Graph:
     """Opens a bundle's explanation graph; arguments and errors are those of ``open_predict``."""
     if manifest.format == "torchscript":
         return _open_torch(folder / EXPLAIN_TORCH, manifest, threads, trust_torchscript)
-    return _open_onnx(folder / EXPLAIN, manifest, threads, EXPLAIN_INPUTS)
+    return _open_onnx(folder / EXPLAIN, manifest, threads, EXPLAIN_INPUTS, EXPLAIN_OUTPUTS)
 
 
-def output_shapes(manifest: Manifest, inputs: Collection[str]) -> dict[str, tuple[int | str, ...]]:
-    """Shapes, behind the batch, of what the graph of these inputs gives."""
+def output_shapes(manifest: Manifest, outputs: Collection[str]) -> dict[str, tuple[int | str, ...]]:
+    """Shapes, behind the batch, of what a graph gives."""
     layout, concepts = manifest.layout, len(manifest.concepts)
     values = max(len(concept.values) for concept in manifest.concepts)
     shapes: dict[str, tuple[int | str, ...]] = {
         "logits": (concepts, values),
         "vectors": (concepts, values, manifest.head.width),
+        "token_scores": (concepts, "length"),
+        "head_gradients": (concepts, layout.branch, layout.heads),
+        "neuron_gradients": (concepts, layout.branch, layout.neurons),
     }
-    if "value_weights" in inputs:
-        shapes["token_scores"] = (concepts, "length")
-        shapes["head_gradients"] = (concepts, layout.branch, layout.heads)
-        shapes["neuron_gradients"] = (concepts, layout.branch, layout.neurons)
-    return shapes
+    return {name: shapes[name] for name in outputs}
 
 
 def open_session(path: Path, threads: int, precision: Precision = "int8") -> ort.InferenceSession:
@@ -146,9 +151,11 @@ def open_session(path: Path, threads: int, precision: Precision = "int8") -> ort
     return session
 
 
-def _open_onnx(path: Path, manifest: Manifest, threads: int, inputs: Collection[str]) -> Graph:
+def _open_onnx(
+    path: Path, manifest: Manifest, threads: int, inputs: Collection[str], outputs: Collection[str]
+) -> Graph:
     session = open_session(path, threads, manifest.precision)
-    check_signature(session, path, inputs, output_shapes(manifest, inputs))
+    check_signature(session, path, inputs, output_shapes(manifest, outputs))
     return OnnxGraph(path.name, session)
 
 
@@ -164,7 +171,7 @@ def _open_torch(path: Path, manifest: Manifest, threads: int, trusted: bool) -> 
         given = dict(zip(outputs, graph.run(outputs, example), strict=True))
     except (RuntimeError, TypeError, ValueError, AttributeError) as error:
         raise BundleError(f"{path} can't be run by torch: {str(error)[:500]}") from error
-    for name, shape in output_shapes(manifest, inputs).items():
+    for name, shape in output_shapes(manifest, outputs).items():
         length = example["input_ids"].shape[1]
         if given[name].shape != (1, *(length if size == "length" else size for size in shape)):
             raise BundleError(f"{path}: {name} must be of shape {list(shape)} per text, not {given[name].shape[1:]}.")

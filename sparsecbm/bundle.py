@@ -25,9 +25,10 @@ Precision = Literal["fp32", "int8", "fp16", "bf16"]
 Format = Literal["onnx", "torchscript"]
 Granularity = Literal["units", "weights"]
 
-# Every file of a bundle but the manifest, and the precisions that its graphs can have.
+# Every file of a bundle but the manifest (see also ``file_names``), and the precisions that its graphs can have.
+_ATTRIBUTE = "attribute.onnx"
 FILES: dict[Format, tuple[str, ...]] = {
-    "onnx": ("predict.onnx", "explain.onnx", "weights.bin", "masks.safetensors", "tokenizer.json"),
+    "onnx": ("predict.onnx", _ATTRIBUTE, "explain.onnx", "weights.bin", "masks.safetensors", "tokenizer.json"),
     "torchscript": ("predict.ts", "explain.ts", "masks.safetensors", "tokenizer.json"),
 }
 PRECISIONS: dict[Format, tuple[Precision, ...]] = {
@@ -42,6 +43,11 @@ EXPLAIN_OUTPUTS = (*PREDICT_OUTPUTS, "token_scores", "head_gradients", "neuron_g
 _MANIFEST_BYTES = 8 * 2**20  # a head of 400,000 weights; parsed, it takes some 200 MB at worst
 _FILE_BYTES = 2**36
 _DEPTH = 32
+
+
+def file_names(format: Format, granularity: Granularity) -> tuple[str, ...]:
+    """A bundle's files but the manifest: where no unit is pruned, there is no graph that leaves pruned units out."""
+    return tuple(name for name in FILES[format] if granularity == "units" or name != _ATTRIBUTE)
 
 
 class _Part(BaseModel):
@@ -183,9 +189,10 @@ class Manifest(_Part):
                 f"precision must be one of {', '.join(PRECISIONS[self.format])} in the format {self.format}, "
                 f"got {self.precision}"
             )
-        if set(self.files) != set(FILES[self.format]):
+        expected = file_names(self.format, self.granularity)
+        if set(self.files) != set(expected):
             raise ValueError(
-                f"files must be exactly {', '.join(FILES[self.format])} in the format {self.format}, "
+                f"files must be exactly {', '.join(expected)} in the format {self.format}, "
                 f"got {short(sorted(self.files))}"
             )
         return self

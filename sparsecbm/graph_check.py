@@ -25,11 +25,12 @@ from sparsecbm.errors import BundleError
 # All that an export emits: tensor arithmetic without control flow, randomness or anything outside the graph.
 OPERATORS: dict[str, set[str]] = {
     "": {
-        *("Add", "Cast", "Concat", "Div", "Erf", "Expand", "Gather", "Gelu", "Greater", "Identity"),
-        *("LayerNormalization", "MatMul", "Min", "Mul", "Range", "ReduceMean", "ReduceSum", "Relu", "Reshape"),
-        *("Shape", "Sigmoid", "Slice", "Softmax", "Squeeze", "Sub", "Tanh", "Transpose", "Unsqueeze"),
+        *("Add", "ArgMax", "Attention", "Cast", "Concat", "Div", "Erf", "Expand", "Gather", "Gelu", "Greater"),
+        *("Identity", "LayerNormalization", "MatMul", "Max", "Min", "Mul", "Neg", "Pad", "QuantizeLinear", "Range"),
+        *("ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Relu", "Reshape", "Shape", "Sigmoid", "Slice"),
+        *("Softmax", "Split", "Squeeze", "Sub", "Tanh", "Transpose", "Unsqueeze"),
     },
-    "com.microsoft": {"DynamicQuantizeMatMul", "FusedMatMul"},
+    "com.microsoft": {"DynamicQuantizeMatMul", "FusedMatMul", "MatMulIntegerToFloat"},
 }
 _GRAPH_BYTES = 64 * 2**20  # of structure; the weights lie beside it
 _EXTERNAL = 1

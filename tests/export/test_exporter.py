@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 from export import torchscript
 from export.exporter import MASKS, NO_TIME_SAVED, export_bundle, pack_masks
 from export.graph import WEIGHTS
-from export.graphs import EXPLAIN, PREDICT, predict_graph
+from export.graphs import ATTRIBUTE, EXPLAIN, PREDICT, predict_graph
 from export.parity import TOLERANCES
 from sparsecbm import checkpoint as checkpoints
 from sparsecbm.bundle import MANIFEST, Format, Precision, read_bundle
@@ -76,7 +76,9 @@ def failing(monkeypatch: pytest.MonkeyPatch, untrained: Checkpoint) -> None:
         return other
 
     trace = torchscript.predict_module
-    monkeypatch.setattr("export.exporter.predict_graph", lambda model, kind: predict_graph(wrong(model), kind))
+    monkeypatch.setattr(
+        "export.exporter.predict_graph", lambda model, kind, product: predict_graph(wrong(model), kind, product)
+    )
     monkeypatch.setattr("export.torchscript.predict_module", lambda model, kind: trace(wrong(model), kind))
 
 
@@ -99,7 +101,20 @@ def test_a_bundle_holds_the_listed_files_and_no_others(exported: dict[str, Path]
 
 
 def test_a_bundle_lists_its_graphs_weights_masks_and_tokeniser(exported: dict[str, Path]) -> None:
-    assert set(read_bundle(exported["int8"]).files) == {PREDICT, EXPLAIN, WEIGHTS, MASKS, TOKENIZER}
+    assert set(read_bundle(exported["int8"]).files) == {PREDICT, ATTRIBUTE, EXPLAIN, WEIGHTS, MASKS, TOKENIZER}
+
+
+def test_a_bundle_of_pruned_weights_has_no_attribution_graph(weight_bundles: dict[str, Path]) -> None:
+    assert ATTRIBUTE not in read_bundle(weight_bundles["int8"]).files
+
+
+@BOTH
+def test_the_attribution_graph_adds_no_weights_to_the_prediction_graphs(
+    exported: dict[str, Path], precision: str
+) -> None:
+    predict, attribute = (external(exported[precision], graph) for graph in (PREDICT, ATTRIBUTE))
+    own = {place for name, place in attribute.items() if name.startswith(("weight", "tokens", "positions"))}
+    assert own and own <= set(predict.values())
 
 
 def test_an_export_leaves_nothing_beside_the_bundle(exported: dict[str, Path]) -> None:
@@ -114,7 +129,7 @@ def external(folder: Path, graph: str) -> dict[str, tuple[int, int]]:
 
 
 @ONNX
-@pytest.mark.parametrize("graph", [PREDICT, EXPLAIN])
+@pytest.mark.parametrize("graph", [PREDICT, ATTRIBUTE, EXPLAIN])
 def test_a_graphs_tensors_lie_in_the_weights_file(exported: dict[str, Path], precision: str, graph: str) -> None:
     size = (exported[precision] / WEIGHTS).stat().st_size
     places = external(exported[precision], graph).values()
@@ -134,7 +149,7 @@ def test_both_graphs_share_the_embeddings_and_the_trunk(exported: dict[str, Path
 def test_no_tensor_is_stored_twice(exported: dict[str, Path], precision: str) -> None:
     folder = exported[precision]
     weights = (folder / WEIGHTS).read_bytes()
-    places = {*external(folder, PREDICT).values(), *external(folder, EXPLAIN).values()}
+    places = {place for graph in (PREDICT, ATTRIBUTE, EXPLAIN) for place in external(folder, graph).values()}
     assert len({weights[offset : offset + length] for offset, length in places}) == len(places)
 
 

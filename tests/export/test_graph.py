@@ -55,6 +55,22 @@ def test_a_node_of_several_outputs_has_a_name_for_each() -> None:
     assert len(set(names)) == 2
 
 
+def test_an_unused_output_has_no_name() -> None:
+    first, second = GraphBuilder().op("TopK", "x", "k", outputs=2, unused=(1,))
+    assert first and not second
+
+
+def test_what_is_computed_already_is_not_computed_again() -> None:
+    graph = GraphBuilder()
+    assert graph.op("Softmax", "x", axis=-1) == graph.op("Softmax", "x", axis=-1)
+
+
+def test_nodes_that_differ_in_an_input_or_an_attribute_are_different() -> None:
+    graph = GraphBuilder()
+    names = {graph.op("Softmax", "x", axis=-1), graph.op("Softmax", "x", axis=1), graph.op("Softmax", "y", axis=-1)}
+    assert len(names) == 3
+
+
 def test_a_graph_that_breaks_onnx_is_not_built() -> None:
     graph = GraphBuilder()
     graph.rename(graph.op("Add", "x", "nowhere"), "y")

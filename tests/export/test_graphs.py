@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from export.graphs import explain_graph, predict_graph
-from export.products import quantise
+from export.graphs import attribute_graph, explain_graph, predict_graph
+from export.products import Int8Product, quantise
+from export.ranges import measure_ranges
 from sparsecbm.attribution import Attribution, attribute
 from sparsecbm.bundle import Granularity, Precision
 from sparsecbm.checkpoint import Checkpoint
@@ -35,6 +36,11 @@ def answer(model: SparseCBM, batch: Batch) -> Bottleneck:
     with torch.inference_mode():
         output: Bottleneck = model(*map(torch.from_numpy, batch))
     return output
+
+
+def int8(model: SparseCBM, batch: Batch) -> Int8Product:
+    """Products of a model over the ranges that they have on a batch."""
+    return Int8Product(measure_ranges(model, [only(batch, text)[0][0] for text in range(len(batch[0]))]))
 
 
 def predict(session: ort.InferenceSession, batch: Batch) -> list[np.ndarray]:
@@ -116,7 +122,7 @@ def test_predict_in_int8_is_near_a_model_of_pruned_weights(
     open_graph: Open, make_model: MakeModel, batch: Batch
 ) -> None:
     model = make_model(granularity="weights")
-    logits, _ = predict(open_graph(predict_graph(model, "int8")), batch)
+    logits, _ = predict(open_graph(predict_graph(model, "int8", int8(model, batch))), batch)
     expected = answer(model, batch).logits.numpy()
     assert np.abs(logits - expected).max() < 0.1 * expected.std()
 
@@ -175,6 +181,7 @@ def test_masked_units_are_absent_from_predict(make_model: MakeModel, precision: 
     model = make_model(density=0.3)
     config = model.backbone.config
     heads = {(-1, tuple(range(config.heads)))}  # of the trunk's layer
+    together = int(model.masks.heads[:, 0].any(0).sum())  # in the first branch layer, whose attention is run once
     neurons = {(-1, tuple(range(config.neurons)))}
     for concept in range(len(model.concepts)):
         for layer in range(model.branch_layers):
@@ -182,9 +189,12 @@ def test_masked_units_are_absent_from_predict(make_model: MakeModel, precision: 
             heads.add((layer, tuple(kept[0].tolist())))
             neurons.add((layer, tuple(kept[1].tolist())))
     expected: Counter[tuple[int, ...]] = Counter()  # equal selections are stored once
-    for _, units in heads:
+    expected.update([(config.hidden, 3 * together * config.head_width)])
+    for layer, units in heads:
         width = len(units) * config.head_width
-        expected.update([(config.hidden, 3 * width), (width, config.hidden)])
+        expected.update(
+            [(width, config.hidden)] if layer == 0 else [(config.hidden, 3 * width), (width, config.hidden)]
+        )
     for _, units in neurons:
         expected.update([(config.hidden, len(units)), (len(units), config.hidden)])
     tensors = predict_graph(model, precision).graph.initializer
@@ -213,25 +223,26 @@ def test_what_stands_in_padding_changes_no_answer_in_fp32(
 def test_predict_in_int8_answers_the_same_batch_the_same_twice(
     open_graph: Open, make_model: MakeModel, batch: Batch
 ) -> None:
-    session = open_graph(predict_graph(make_model(), "int8"))
+    session = open_graph(predict_graph(make_model(), "int8", int8(make_model(), batch)))
     for first, second in zip(predict(session, batch), predict(session, batch), strict=True):
         assert np.array_equal(first, second)
 
 
-def test_predict_in_int8_answers_copies_of_a_text_as_the_text(
-    open_graph: Open, make_model: MakeModel, batch: Batch
+@pytest.mark.parametrize("family", ["bert", "mpnet", "gpt2", "opt"])
+def test_a_text_alone_is_answered_in_int8_as_in_a_padded_batch(
+    open_graph: Open, make_model: MakeModel, batch: Batch, family: str
 ) -> None:
-    session = open_graph(predict_graph(make_model(), "int8"))
-    ids, mask = only(batch, 0)
-    copies = predict(session, (np.repeat(ids, 3, axis=0), np.repeat(mask, 3, axis=0)))
-    for many, one in zip(copies, predict(session, (ids, mask)), strict=True):
-        np.testing.assert_allclose(many, np.repeat(one, 3, axis=0), atol=1e-4)
+    model = make_model(family=family)
+    session = open_graph(predict_graph(model, "int8", int8(model, batch)))
+    for text, together in enumerate(zip(*predict(session, batch), strict=True)):
+        for alone, expected in zip(predict(session, only(batch, text)), together, strict=True):
+            np.testing.assert_allclose(alone[0], expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["bert", "mpnet", "gpt2", "opt"])
 def test_predict_in_int8_is_near_the_model(open_graph: Open, make_model: MakeModel, batch: Batch, family: str) -> None:
     model = make_model(family=family)
-    logits, _ = predict(open_graph(predict_graph(model, "int8")), batch)
+    logits, _ = predict(open_graph(predict_graph(model, "int8", int8(model, batch))), batch)
     expected = answer(model, batch).logits.numpy()
     assert np.abs(logits - expected).max() < 0.1 * expected.std()
 
@@ -415,6 +426,76 @@ def test_a_text_alone_is_explained_as_in_a_padded_batch(
         expected = {name: tensor[text : text + 1] for name, tensor in together._asdict().items()}
         expected["tokens"] = expected["tokens"][..., : part[0].shape[1]]
         close(explain(session, model, part, weights[text : text + 1])._asdict(), expected)
+
+
+def attributed(session: ort.InferenceSession, batch: Batch) -> Attribution:
+    names = ["logits", "token_scores", "head_gradients", "neuron_gradients"]
+    outputs = session.run(names, {"input_ids": batch[0], "attention_mask": batch[1]})
+    return Attribution(*map(torch.from_numpy, outputs))
+
+
+def contrast(model: SparseCBM, batch: Batch) -> np.ndarray:
+    """Weights of each concept's most probable value rather than its others."""
+    logits = answer(model, batch).logits.numpy()
+    chosen = np.eye(logits.shape[-1])[logits.argmax(-1)]
+    others = np.isfinite(logits) & (chosen == 0)
+    weights: np.ndarray = (chosen - others / others.sum(-1, keepdims=True)).astype(np.float32)
+    return weights
+
+
+def kept(model: SparseCBM, attribution: Attribution) -> Attribution:
+    """Without the gradients by pruned units."""
+    heads, neurons = attribution.heads * model.masks.heads, attribution.neurons * model.masks.neurons
+    return attribution._replace(heads=heads, neurons=neurons)
+
+
+@FAMILIES
+@pytest.mark.parametrize("trunk", [0, 1, 2])
+def test_attribute_gives_what_autograd_gives_for_the_most_probable_values(
+    open_graph: Open, make_model: MakeModel, batch: Batch, family: str, trunk: int
+) -> None:
+    model = make_model(family=family, trunk=trunk)
+    actual = attributed(open_graph(attribute_graph(model, "fp32")), batch)
+    close(actual._asdict(), kept(model, reference(model, batch, contrast(model, batch)))._asdict())
+
+
+@ACTIVATIONS
+def test_attribute_gives_what_autograd_gives_for_another_activation(
+    open_graph: Open, make_model: MakeModel, batch: Batch, activation: str
+) -> None:
+    model = make_model(activation=activation, values=(2, 3))
+    actual = attributed(open_graph(attribute_graph(model, "fp32")), batch)
+    close(actual._asdict(), kept(model, reference(model, batch, contrast(model, batch)))._asdict())
+
+
+def test_attribute_in_int8_is_near_autograd(open_graph: Open, make_model: MakeModel, batch: Batch) -> None:
+    model = make_model()
+    actual = attributed(open_graph(attribute_graph(model, "int8", int8(model, batch))), batch)
+    expected = kept(model, reference(model, batch, contrast(model, batch)))
+    for name, tensor in expected._asdict().items():
+        assert np.corrcoef(getattr(actual, name).ravel(), tensor.ravel())[0, 1] > 0.98, name
+
+
+def test_attribute_answers_to_the_bit_as_predict(open_graph: Open, make_model: MakeModel, batch: Batch) -> None:
+    model = make_model()
+    product = int8(model, batch)
+    [expected, _] = predict(open_graph(predict_graph(model, "int8", product)), batch)
+    actual = attributed(open_graph(attribute_graph(model, "int8", int8(model, batch))), batch)
+    assert np.array_equal(actual.logits.numpy(), expected)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_text_alone_is_attributed_as_in_a_padded_batch(
+    open_graph: Open, make_model: MakeModel, batch: Batch, precision: Precision
+) -> None:
+    model = make_model()
+    session = open_graph(attribute_graph(model, precision, int8(model, batch) if precision == "int8" else None))
+    together = attributed(session, batch)
+    for text in range(4):
+        part = only(batch, text)
+        expected = {name: tensor[text : text + 1] for name, tensor in together._asdict().items()}
+        expected["tokens"] = expected["tokens"][..., : part[0].shape[1]]
+        close(attributed(session, part)._asdict(), expected)
 
 
 def round_weights(model: SparseCBM) -> None:

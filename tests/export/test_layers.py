@@ -15,8 +15,7 @@ from torch import Tensor
 
 from export.graph import GraphBuilder
 from export.layers import Emitter, ExportLayer
-from export.products import exact_product
-from sparsecbm.backbone import ACTIVATIONS as ACTIVATION_FUNCTIONS
+from export.products import ExactProduct
 from sparsecbm.backbone import Gates, LayerWeights, attention_bias, normalise, run_layer
 from sparsecbm.model import SparseCBM
 
@@ -38,8 +37,8 @@ class Case(NamedTuple):
     def feeds(self, *names: str) -> dict[str, np.ndarray]:
         tensors = {
             "hidden": self.hidden,
-            "bias": self.bias,
-            "heads": self.gates.heads[:, :, None, None],
+            "bias": self.bias.expand(-1, -1, LENGTH, -1).contiguous(),
+            "heads": self.gates.heads[:, None, :, None],
             "neurons": self.gates.neurons[:, None, :],
             "gradient": self.gradient,
         }
@@ -77,7 +76,7 @@ def close(actual: np.ndarray, expected: Tensor) -> None:
 def test_a_layer_answers_as_in_pytorch(open_graph: Open, make_model: MakeModel, case: Case, activation: str) -> None:
     backbone = make_model(activation=activation).backbone
     weights, graph, feeds = backbone.layers[0].weights(), GraphBuilder(), case.feeds("hidden", "bias")
-    emitter = Emitter(graph, backbone.config, exact_product, traced=False)
+    emitter = Emitter(graph, backbone.config, ExactProduct(), traced=False)
     output, _ = emitter.forward("hidden", "bias", ExportLayer.of(weights, "fp32"))
     actual = run(open_graph, graph, output, feeds)
     close(actual, run_layer(case.hidden, case.bias, weights, backbone.config))
@@ -90,7 +89,7 @@ def test_a_gated_layer_answers_as_in_pytorch(open_graph: Open, make_model: MakeM
         GraphBuilder(),
         case.feeds("hidden", "bias", "heads", "neurons"),
     )
-    emitter = Emitter(graph, backbone.config, exact_product, traced=True)
+    emitter = Emitter(graph, backbone.config, ExactProduct(), traced=True)
     output, _ = emitter.forward("hidden", "bias", ExportLayer.of(weights, "fp32"), "heads", "neurons")
     actual = run(open_graph, graph, output, feeds)
     close(actual, run_layer(case.hidden, case.bias, weights, backbone.config, case.gates))
@@ -102,7 +101,7 @@ def test_a_compact_layer_answers_as_the_masked_one(
 ) -> None:
     backbone = make_model().backbone
     layer, graph, feeds = backbone.layers[0], GraphBuilder(), case.feeds("hidden", "bias")
-    emitter = Emitter(graph, backbone.config, exact_product, traced=False)
+    emitter = Emitter(graph, backbone.config, ExactProduct(), traced=False)
     compact = ExportLayer.of(layer.weights(), "fp32").compact(np.array(heads), np.array(neurons))
     output, _ = emitter.forward("hidden", "bias", compact)
     actual = run(open_graph, graph, output, feeds)
@@ -139,7 +138,7 @@ def test_a_gated_layers_gradient_is_autograds(
     model = make_model(activation=activation)
     weights, graph = model.backbone.layers[0].weights(), GraphBuilder()
     feeds = case.feeds("hidden", "bias", "heads", "neurons", "gradient")
-    emitter = Emitter(graph, model.backbone.config, exact_product, traced=True)
+    emitter = Emitter(graph, model.backbone.config, ExactProduct(), traced=True)
     _, trace = emitter.forward("hidden", "bias", ExportLayer.of(weights, "fp32"), "heads", "neurons")
     gradient, units = emitter.backward("gradient", trace)
     assert units is not None
@@ -148,23 +147,34 @@ def test_a_gated_layers_gradient_is_autograds(
     close(actual, getattr(autograd(weights, model, case, case.gradient), by))
 
 
-@ACTIVATIONS
-def test_an_activations_factor_times_its_input_is_the_activation_far_from_zero_too(
-    open_graph: Open, make_model: MakeModel, activation: str
+@pytest.mark.parametrize("by", ["hidden", "heads", "neurons"])
+def test_a_layer_without_gates_has_the_gradients_of_gates_of_1(
+    open_graph: Open, make_model: MakeModel, case: Case, by: str
 ) -> None:
-    config, graph = make_model(activation=activation).backbone.config, GraphBuilder()
-    inputs = torch.linspace(-12, 12, 999)
-    factor = Emitter(graph, config, exact_product, traced=True)._activation_factor("x")
-    actual = run(open_graph, graph, factor, {"x": inputs.numpy()}, rank=1)
-    expected = ACTIVATION_FUNCTIONS[activation](inputs)
-    np.testing.assert_allclose(actual * inputs.numpy(), expected.numpy(), rtol=1e-6, atol=5e-6)
+    model = make_model()
+    weights, graph = model.backbone.layers[0].weights(), GraphBuilder()
+    emitter = Emitter(graph, model.backbone.config, ExactProduct(), traced=True)
+    _, trace = emitter.forward("hidden", "bias", ExportLayer.of(weights, "fp32"))
+    gradient, units = emitter.backward("gradient", trace)
+    assert units is not None
+    names = {"hidden": gradient, "heads": units.heads, "neurons": units.neurons}
+    feeds = case.feeds("hidden", "bias", "gradient")
+    actual = run(open_graph, graph, names[by], feeds, rank=3 if by == "hidden" else 2)
+    ungated = case._replace(gates=Gates(torch.ones(3, HEADS), torch.ones(3, NEURONS)))
+    close(actual, getattr(autograd(weights, model, ungated, case.gradient), by))
 
 
-def test_a_layer_without_gates_has_no_gradients_by_them(make_model: MakeModel) -> None:
-    backbone = make_model().backbone
-    emitter = Emitter(GraphBuilder(), backbone.config, exact_product, traced=True)
-    _, trace = emitter.forward("hidden", "bias", ExportLayer.of(backbone.layers[0].weights(), "fp32"))
-    assert emitter.backward("gradient", trace)[1] is None
+@pytest.mark.parametrize("chosen", [[0], [1, 3], [3, 2, 1, 0]])
+def test_chosen_heads_of_an_attention_are_those_of_a_layer_that_has_no_others(
+    open_graph: Open, make_model: MakeModel, case: Case, chosen: list[int]
+) -> None:
+    backbone, graph, feeds = make_model().backbone, GraphBuilder(), case.feeds("hidden", "bias")
+    layer = ExportLayer.of(backbone.layers[0].weights(), "fp32")
+    emitter = Emitter(graph, backbone.config, ExactProduct(), traced=False)
+    alone = emitter.attend("hidden", "bias", layer.compact(np.array(chosen), np.arange(1)))
+    among = emitter.of_heads(emitter.attend("hidden", "bias", layer), np.array(chosen))
+    difference = graph.op("Sub", among.context, alone.context)
+    np.testing.assert_allclose(run(open_graph, graph, difference, feeds), 0, atol=1e-5)
 
 
 def test_several_gradients_share_a_forward_pass(open_graph: Open, make_model: MakeModel, case: Case) -> None:
@@ -172,7 +182,7 @@ def test_several_gradients_share_a_forward_pass(open_graph: Open, make_model: Ma
     weights, graph = model.backbone.layers[0].weights(), GraphBuilder()
     several = torch.stack([case.gradient, case.gradient.flip(0)], 1)
     feeds = case.feeds("hidden", "bias") | {"gradient": several.numpy()}
-    emitter = Emitter(graph, model.backbone.config, exact_product, traced=True)
+    emitter = Emitter(graph, model.backbone.config, ExactProduct(), traced=True)
     _, trace = emitter.forward("hidden", "bias", ExportLayer.of(weights, "fp32"))
     gradient, _ = emitter.backward("gradient", trace, shared=True)
     actual = run(open_graph, graph, gradient, feeds, rank=4)
@@ -184,7 +194,7 @@ def test_a_norms_gradient_takes_its_deviation_for_a_constant(
     open_graph: Open, make_model: MakeModel, case: Case
 ) -> None:
     backbone, graph, feeds = make_model().backbone, GraphBuilder(), case.feeds("hidden", "gradient")
-    emitter = Emitter(graph, backbone.config, exact_product, traced=True)
+    emitter = Emitter(graph, backbone.config, ExactProduct(), traced=True)
     weight, bias = backbone.layers[0].norm1.detach(), backbone.layers[0].norm1_bias.detach()
     _, norm = emitter.normalise("hidden", weight.numpy(), bias.numpy())
     actual = run(open_graph, graph, emitter.backward_norm("gradient", norm), feeds)

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 from export.graph import save_graphs
-from export.graphs import EXPLAIN, PREDICT, explain_graph, predict_graph
+from export.graphs import ATTRIBUTE, EXPLAIN, PREDICT, attribute_graph, explain_graph, predict_graph
 from export.parity import TOLERANCES, check_parity, open_session, run_exported
+from export.products import ExactProduct, Int8Product
+from export.ranges import measure_ranges
 from sparsecbm import data
 from sparsecbm.bundle import Precision
 from sparsecbm.checkpoint import Checkpoint
@@ -45,8 +47,17 @@ def other_masks(model: SparseCBM) -> UnitMasks:
     return UnitMasks(heads, neurons)
 
 
-def write(folder: Path, model: SparseCBM, precision: Precision = "fp32") -> None:
-    save_graphs(folder, {PREDICT: predict_graph(model, precision), EXPLAIN: explain_graph(model, precision)})
+def write(folder: Path, model: SparseCBM, ids: list[np.ndarray], precision: Precision = "fp32") -> None:
+    ranges = measure_ranges(model, ids)
+    products = [Int8Product(ranges) if precision == "int8" else ExactProduct() for _ in range(2)]
+    save_graphs(
+        folder,
+        {
+            PREDICT: predict_graph(model, precision, products[0]),
+            EXPLAIN: explain_graph(model, precision),
+            ATTRIBUTE: attribute_graph(model, precision, products[1]),
+        },
+    )
 
 
 @pytest.fixture
@@ -62,21 +73,21 @@ def wrong_predict(tmp_path: Path, model: SparseCBM, monkeypatch: pytest.MonkeyPa
 def test_an_exact_export_is_accepted(
     tmp_path: Path, model: SparseCBM, labelled: Dataset, ids: list[np.ndarray]
 ) -> None:
-    write(tmp_path, model)
+    write(tmp_path, model, ids)
     parity, _ = check_parity(tmp_path, model, labelled, ids, "fp32")
     assert (parity["texts"], parity["value_agreement"], parity["label_agreement"]) == (240, 1.0, 1.0)
     assert parity["logit_difference"] < 1e-4 and parity["explain_logit_difference"] < 1e-4
 
 
 def test_an_int8_export_is_accepted(tmp_path: Path, model: SparseCBM, labelled: Dataset, ids: list[np.ndarray]) -> None:
-    write(tmp_path, model, "int8")
+    write(tmp_path, model, ids, "int8")
     parity, _ = check_parity(tmp_path, model, labelled, ids, "int8")
     assert parity["value_agreement"] >= 0.95
     assert parity["logit_difference"] > 0
 
 
 def test_figures_are_json(tmp_path: Path, model: SparseCBM, labelled: Dataset, ids: list[np.ndarray]) -> None:
-    write(tmp_path, model)
+    write(tmp_path, model, ids)
     figures = check_parity(tmp_path, model, labelled, ids, "fp32")
     assert json.loads(json.dumps(figures, allow_nan=False)) == list(figures)
 
@@ -89,13 +100,14 @@ def test_an_export_whose_concepts_differ_in_values_is_accepted(tmp_path: Path, m
     )
     mixed = data.load(str(tmp_path / "data.yaml"), "all")
     model = make_model(values=(2, 3))
-    write(tmp_path, model)
-    parity, _ = check_parity(tmp_path, model, mixed, [np.arange(1, n) for n in (5, 9, 3)], "fp32")
+    ids = [np.arange(1, n) for n in (5, 9, 3)]
+    write(tmp_path, model, ids)
+    parity, _ = check_parity(tmp_path, model, mixed, ids, "fp32")
     assert parity["explain_logit_difference"] < 1e-4
 
 
 def test_texts_keep_their_order(tmp_path: Path, model: SparseCBM, ids: list[np.ndarray]) -> None:
-    write(tmp_path, model)
+    write(tmp_path, model, ids)
     few = ids[:70]
     actual = run_exported(open_session(tmp_path / PREDICT), few, model.backbone.config.pad_id)
     np.testing.assert_allclose(actual.logits, run(model, few).logits, atol=1e-4)
@@ -154,4 +166,19 @@ def test_an_export_that_explains_otherwise_is_refused(
     node.op_type = "Neg"
     save_graphs(tmp_path, {PREDICT: predict_graph(model, "fp32"), EXPLAIN: explain})
     with pytest.raises(ParityError, match=rf"so no bundle was written: {figure} is [^;]*$"):
+        check_parity(tmp_path, model, labelled, ids, "fp32")
+
+
+@pytest.mark.parametrize(
+    ("output", "kind"), [("token_scores", "token"), ("head_gradients", "head"), ("neuron_gradients", "neuron")]
+)
+def test_an_export_that_attributes_otherwise_is_refused(
+    tmp_path: Path, model: SparseCBM, labelled: Dataset, ids: list[np.ndarray], output: str, kind: str
+) -> None:
+    attribute = attribute_graph(model, "fp32")
+    (node,) = (node for node in attribute.graph.node if node.output[0] == output)
+    node.op_type = "Neg"
+    graphs = {PREDICT: predict_graph(model, "fp32"), EXPLAIN: explain_graph(model, "fp32"), ATTRIBUTE: attribute}
+    save_graphs(tmp_path, graphs)
+    with pytest.raises(ParityError, match=rf"so no bundle was written: attribute_{kind}_correlation is [^;]*$"):
         check_parity(tmp_path, model, labelled, ids, "fp32")

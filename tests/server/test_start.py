@@ -38,7 +38,9 @@ def test_port_of_another_program_is_refused(launcher: Launcher, bundle: Path, ta
     assert_refused(server, f"Port {taken_port} of 127.0.0.1 is taken by another program", "--port")
 
 
-@pytest.mark.parametrize("name", ["predict.onnx", "explain.onnx", "masks.safetensors", "tokenizer.json"])
+@pytest.mark.parametrize(
+    "name", ["predict.onnx", "attribute.onnx", "explain.onnx", "masks.safetensors", "tokenizer.json"]
+)
 def test_bundle_with_a_changed_byte_is_refused(launcher: Launcher, bundle: Path, tmp_path: Path, name: str) -> None:
     changed = tmp_path / "changed"
     shutil.copytree(bundle, changed)

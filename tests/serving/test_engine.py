@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from serving.bottleneck import softmax
 from serving.contract import Answer, ConceptAnswer, Explain, Outcome
 from serving.engine import BatchStats, Engine, EngineSettings, Intervention
-from serving.graphs import EXPLAIN, PREDICT, open_session
+from serving.graphs import ATTRIBUTE, EXPLAIN, PREDICT, open_session
 from serving.masks import MASKS, Units, describe_edits, read_masks
 from sparsecbm.bundle import MANIFEST, Format, Manifest, Precision, read_manifest, write_manifest
 from sparsecbm.errors import BundleError, InputError, SparseCBMError
@@ -268,7 +268,47 @@ def test_explanation_over_the_budget_is_split(bundle: Path) -> None:
     runs: list[BatchStats] = []
     small.observe = runs.append
     small.predict(TEXTS * 3, {"tokens"})
-    assert len(runs) > 2 and all(run.padded_tokens <= 40 for run in runs[1:])
+    assert len(runs) > 1 and all(run.padded_tokens <= 40 for run in runs)
+
+
+def test_batches_on_several_threads_give_the_same_answers_in_the_same_order(engine: Engine, bundle: Path) -> None:
+    several = Engine.load(bundle, EngineSettings(threads=3, token_budget=70, explain_token_budget=70))
+    asked: list[Explain] = ["tokens", "subnetwork"]
+    for explain in ([], asked):
+        for one, other in zip(several.predict(TEXTS * 9, explain), engine.predict(TEXTS * 9, explain), strict=True):
+            assert values(one) == values(other)
+            assert one.probabilities == pytest.approx(other.probabilities, abs=1e-4)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_few_texts_are_spread_over_the_threads(bundle: Path, threads: int) -> None:
+    several = Engine.load(bundle, EngineSettings(threads=threads, token_budget=4096))
+    runs: list[BatchStats] = []
+    several.observe = runs.append
+    several.predict(TEXTS * 9)
+    assert (len(runs) > 1) == (threads > 1)
+
+
+def test_explained_answer_says_what_the_plain_one_says(engine: Engine) -> None:
+    for plain, explained in zip(engine.predict(TEXTS), engine.predict(TEXTS, {"tokens", "subnetwork"}), strict=True):
+        bare = [item.model_copy(update={"tokens": None, "subnetwork": None}) for item in explained.concepts]
+        assert plain == explained.model_copy(update={"concepts": bare})
+
+
+def test_bundle_without_an_attribution_graph_explains_alike(copy: Path, engine: Engine) -> None:
+    (copy / ATTRIBUTE).unlink()
+    seal(copy)
+    without = Engine.load(copy, EngineSettings(threads=1))
+    scores = [
+        [
+            token.score
+            for answer in some.predict(TEXTS, {"tokens"})
+            for item in answer.concepts
+            for token in item.tokens or ()
+        ]
+        for some in (without, engine)
+    ]
+    assert np.asarray(np.corrcoef(scores))[0, 1] > 0.97
 
 
 def test_text_longer_than_the_budget_runs_alone(bundle: Path) -> None:
@@ -542,7 +582,7 @@ def seal(folder: Path) -> None:
     write_manifest(folder, fields)
 
 
-@pytest.mark.parametrize("file", [PREDICT, EXPLAIN, MASKS, TOKENIZER, "weights.bin"])
+@pytest.mark.parametrize("file", [PREDICT, ATTRIBUTE, EXPLAIN, MASKS, TOKENIZER, "weights.bin"])
 def test_bundle_with_a_changed_byte_is_refused(copy: Path, file: str) -> None:
     content = bytearray((copy / file).read_bytes())
     content[len(content) // 2] ^= 1
@@ -592,10 +632,20 @@ def test_sealed_bundle_with_a_damaged_part_is_refused(copy: Path, damage: Callab
         Engine.load(copy)
 
 
+def test_attribution_graph_of_another_function_is_refused_when_asked_for(copy: Path) -> None:
+    shutil.copy(copy / PREDICT, copy / ATTRIBUTE)
+    seal(copy)
+    engine = Engine.load(copy)
+    assert engine.predict([TASTY])
+    with pytest.raises(BundleError, match=ATTRIBUTE):
+        engine.predict([TASTY], {"tokens"})
+
+
 def test_explanation_graph_of_another_function_is_refused_when_asked_for(copy: Path) -> None:
     shutil.copy(copy / PREDICT, copy / EXPLAIN)
     seal(copy)
     engine = Engine.load(copy)
-    assert engine.predict([TASTY])
+    assert engine.predict([TASTY], {"tokens"})
+    value = "Negative" if concept(engine.predict([TASTY])[0], "food").value != "Negative" else "Positive"
     with pytest.raises(BundleError, match=EXPLAIN):
-        engine.predict([TASTY], {"tokens"})
+        engine.intervene([Intervention(TASTY, {"food": value}, "mask")])

@@ -274,7 +274,8 @@ class Engine:
         A batch ends sooner where it has a thread's share of all texts.
         """
         lengths = [len(row) for row in ids]
-        share = max(_LEAST_TOKENS, math.ceil(sum(lengths) / self.settings.threads))
+        threads = self.settings.threads
+        share = max(_LEAST_TOKENS, math.ceil(sum(lengths) / threads)) if threads > 1 else budget
         order = np.argsort(lengths, kind="stable")
         start = 0
         for end in range(1, len(order) + 1):

@@ -35,28 +35,34 @@ class Graph(Protocol):
 
 
 class OnnxGraph:
-    """An ONNX Runtime session. Where its graph can't compute what it promises, the bundle is to blame."""
+    """An ONNX Runtime session. Where its graph can't compute what it promises, the bundle is to blame.
 
-    def __init__(self, name: str, session: ort.InferenceSession) -> None:
+    Args:
+        name: of the graph.
+        session: of the graph.
+        shapes: of its outputs, behind the batch.
+    """
+
+    def __init__(self, name: str, session: ort.InferenceSession, shapes: Mapping[str, tuple[int | str, ...]]) -> None:
         self._name = name
         self._session = session
-        self._shapes = {node.name: node.shape for node in session.get_outputs()}
+        self._shapes = shapes
 
     def run(self, outputs: Sequence[str], feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """The named outputs for the named inputs.
 
         Raises:
-            BundleError: ONNX Runtime fails on the graph, or it gives other shapes than it declares.
+            BundleError: ONNX Runtime fails on the graph, or it gives other shapes than the manifest promises.
         """
         try:
             given: list[np.ndarray] = self._session.run(outputs, feeds)
         except Exception as error:  # ONNX Runtime's errors share no base but Exception
             raise BundleError(f"{self._name} fails in ONNX Runtime: {str(error)[:300]}") from error
-        sizes = dict(zip(("batch", "length"), feeds["input_ids"].shape, strict=True))
+        batch, length = feeds["input_ids"].shape
         for name, array in zip(outputs, given, strict=True):
-            declared = tuple(sizes.get(size, size) for size in self._shapes[name])
-            if array.shape != declared:
-                raise BundleError(f"{self._name}: {name} is of shape {array.shape}, but should be of {declared}.")
+            promised = (batch, *(length if size == "length" else size for size in self._shapes[name]))
+            if array.shape != promised:
+                raise BundleError(f"{self._name}: {name} is of shape {array.shape}, but should be of {promised}.")
         return given
 
 
@@ -155,8 +161,9 @@ def _open_onnx(
     path: Path, manifest: Manifest, threads: int, inputs: Collection[str], outputs: Collection[str]
 ) -> Graph:
     session = open_session(path, threads, manifest.precision)
-    check_signature(session, path, inputs, output_shapes(manifest, outputs))
-    return OnnxGraph(path.name, session)
+    shapes = output_shapes(manifest, outputs)
+    check_signature(session, path, inputs, shapes)
+    return OnnxGraph(path.name, session, shapes)
 
 
 def _open_torch(path: Path, manifest: Manifest, threads: int, trusted: bool) -> Graph:
@@ -196,7 +203,7 @@ def _example(manifest: Manifest, inputs: Collection[str]) -> dict[str, np.ndarra
 def check_signature(
     session: ort.InferenceSession, path: Path, inputs: Collection[str], outputs: Mapping[str, tuple[int | str, ...]]
 ) -> None:
-    """Compares a graph with what its bundle's manifest promises.
+    """Compares a graph with what its bundle's manifest promises, but for lengths, which ONNX Runtime infers wrongly.
 
     Args:
         session: of the graph.
@@ -212,5 +219,8 @@ def check_signature(
         raise BundleError(f"{path} takes {', '.join(sorted(taken))}, but should take {', '.join(sorted(inputs))}.")
     given = {node.name: tuple(node.shape[1:]) for node in session.get_outputs()}
     for name, shape in outputs.items():
-        if given.get(name) != shape:
+        found = given.get(name, ())
+        if len(found) != len(shape) or any(
+            size != "length" and size != has for size, has in zip(shape, found, strict=True)
+        ):
             raise BundleError(f"{path}: {name} must be of shape {list(shape)} per text, not {given.get(name)}.")

@@ -13,7 +13,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
 from sparsecbm.errors import BundleError
-from sparsecbm.graph_check import check_archive, check_graph
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -25,10 +24,9 @@ Precision = Literal["fp32", "int8", "fp16", "bf16"]
 Format = Literal["onnx", "torchscript"]
 Granularity = Literal["units", "weights"]
 
-# Every file of a bundle but the manifest (see also ``file_names``), and the precisions that its graphs can have.
-_ATTRIBUTE = "attribute.onnx"
+# Every file of a bundle but the manifest, and the precisions that its graphs can have.
 FILES: dict[Format, tuple[str, ...]] = {
-    "onnx": ("predict.onnx", _ATTRIBUTE, "explain.onnx", "weights.bin", "masks.safetensors", "tokenizer.json"),
+    "onnx": ("predict.onnx", "explain.onnx", "weights.bin", "masks.safetensors", "tokenizer.json"),
     "torchscript": ("predict.ts", "explain.ts", "masks.safetensors", "tokenizer.json"),
 }
 PRECISIONS: dict[Format, tuple[Precision, ...]] = {
@@ -43,11 +41,6 @@ EXPLAIN_OUTPUTS = (*PREDICT_OUTPUTS, "token_scores", "head_gradients", "neuron_g
 _MANIFEST_BYTES = 8 * 2**20  # a head of 400,000 weights; parsed, it takes some 200 MB at worst
 _FILE_BYTES = 2**36
 _DEPTH = 32
-
-
-def file_names(format: Format, granularity: Granularity) -> tuple[str, ...]:
-    """A bundle's files but the manifest: where no unit is pruned, there is no graph that leaves pruned units out."""
-    return tuple(name for name in FILES[format] if granularity == "units" or name != _ATTRIBUTE)
 
 
 class _Part(BaseModel):
@@ -189,10 +182,11 @@ class Manifest(_Part):
                 f"precision must be one of {', '.join(PRECISIONS[self.format])} in the format {self.format}, "
                 f"got {self.precision}"
             )
-        expected = file_names(self.format, self.granularity)
-        if set(self.files) != set(expected):
+        # Where units are pruned, a graph that leaves them out may explain.
+        optional = {"attribute.onnx"} if (self.format, self.granularity) == ("onnx", "units") else set()
+        if not set(FILES[self.format]) <= set(self.files) <= optional | set(FILES[self.format]):
             raise ValueError(
-                f"files must be exactly {', '.join(expected)} in the format {self.format}, "
+                f"files must be exactly {', '.join(FILES[self.format])} in the format {self.format}, "
                 f"got {short(sorted(self.files))}"
             )
         return self
@@ -330,6 +324,8 @@ def read_bundle(folder: Path | str) -> Manifest:
         BundleError: with the reason why the bundle is refused.
     """
     folder = Path(folder)
+    from sparsecbm.graph_check import check_archive, check_graph  # the schema alone needs no protobuf
+
     manifest = read_manifest(folder)
     verify_files(folder, manifest)
     for name in manifest.files:

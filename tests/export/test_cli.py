@@ -15,6 +15,7 @@ import pytest
 from export.exporter import IS_A_PROGRAM, NO_TIME_SAVED, export_bundle
 from export.graph import WEIGHTS
 from export.graphs import predict_graph
+from export.products import Product
 from sparsecbm import checkpoint as checkpoints
 from sparsecbm import cli
 from sparsecbm.bundle import Precision, read_bundle
@@ -149,8 +150,8 @@ def test_export_without_data_is_a_usage_error(tmp_path: Path, untrained_folder: 
 def test_an_export_that_answers_otherwise_is_one_sentence_and_writes_nothing(
     tmp_path: Path, untrained_folder: Path, reviews: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def wrong(model: SparseCBM, precision: Precision) -> onnx.ModelProto:
-        graph = predict_graph(model, precision)
+    def wrong(model: SparseCBM, precision: Precision, product: Product) -> onnx.ModelProto:
+        graph = predict_graph(model, precision, product)
         (node,) = (node for node in graph.graph.node if node.output[0] == "logits")
         node.op_type = "Neg"
         return graph

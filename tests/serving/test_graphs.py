@@ -79,7 +79,9 @@ def test_missing_output_is_refused(session: ort.InferenceSession) -> None:
 def test_a_graph_that_fails_is_the_bundles_fault(session: ort.InferenceSession) -> None:
     ids = np.full((1, 5), 10**6, np.int64)  # no such token
     with pytest.raises(BundleError, match=r"predict\.onnx fails in ONNX Runtime: "):
-        OnnxGraph(PREDICT, session).run(["logits"], {"input_ids": ids, "attention_mask": np.ones_like(ids)})
+        OnnxGraph(PREDICT, session, {"logits": (3, 3)}).run(
+            ["logits"], {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+        )
 
 
 CUDA = ["CUDAExecutionProvider", "CPUExecutionProvider"]

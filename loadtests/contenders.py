@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from loadtests.clock import Contender, cut, interleave
 from loadtests.passes import Pass, Reader, onnx_pass, repeated, torch_pass
@@ -23,6 +24,13 @@ _BUDGETS = (256, 512, 1024, 2048)  # padded tokens of a batch, of which each riv
 _TUNING_ROUNDS = 2
 
 
+class Mode(NamedTuple):
+    """A pass, and on how many threads batches of it run at a time."""
+
+    run: Pass
+    threads: int
+
+
 @dataclass(frozen=True, slots=True)
 class Rival:
     """A dense pass with its best settings.
@@ -30,7 +38,7 @@ class Rival:
     Attributes:
         name: of the pass.
         run: works on one padded batch.
-        reader: with the budget that suits the pass best.
+        reader: with the budget and the threads that suit the pass best.
         precision: of its weights.
     """
 
@@ -45,16 +53,22 @@ class Rival:
         return Contender(name, repeated(self.run, self.reader, times), batches)
 
 
-def onnx_passes(bundles: Mapping[Precision, Path], threads: int, fusions: Sequence[bool]) -> dict[str, Pass]:
-    """Dense passes in ONNX Runtime by name, of dense bundles, with its slow fusion off, on or both."""
+def onnx_passes(bundles: Mapping[Precision, Path], threads: int, fusions: Sequence[bool]) -> dict[str, list[Mode]]:
+    """Dense passes in ONNX Runtime by name, of dense bundles, with its slow fusion off, on or both.
+
+    Threads share every batch, or each has batches of its own.
+    """
     return {
-        f"dense ONNX {precision}{' fused' if fusion else ''}": onnx_pass(folder / PREDICT, threads, fusion)
+        f"dense ONNX {precision}{' fused' if fusion else ''}": [
+            Mode(onnx_pass(folder / PREDICT, threads, fusion), 1),
+            *([Mode(onnx_pass(folder / PREDICT, 1, fusion), threads)] if threads > 1 else []),
+        ]
         for precision, folder in bundles.items()
         for fusion in fusions
     }
 
 
-def torch_passes(backbone: Backbone, threads: int) -> dict[str, Pass]:
+def torch_passes(backbone: Backbone, threads: int) -> dict[str, list[Mode]]:
     """Dense passes in PyTorch by name: of our layers, and of the transformers library's BERT (fused attention).
 
     The library's has random weights of the same sizes, and is there for backbones of BERT's form alone.
@@ -63,7 +77,7 @@ def torch_passes(backbone: Backbone, threads: int) -> dict[str, Pass]:
 
     torch.set_num_threads(threads)
     config = backbone.config
-    passes = {"dense PyTorch": torch_pass(backbone.eval())}
+    passes = {"dense PyTorch": [Mode(torch_pass(backbone.eval()), 1)]}
     if config.family in ("bert", "roberta", "distilbert"):
         from transformers import BertConfig, BertModel
 
@@ -76,12 +90,12 @@ def torch_passes(backbone: Backbone, threads: int) -> dict[str, Pass]:
             max_position_embeddings=config.max_tokens,
             pad_token_id=config.pad_id,
         )
-        passes["dense transformers"] = torch_pass(BertModel(sizes, add_pooling_layer=False).eval())
+        passes["dense transformers"] = [Mode(torch_pass(BertModel(sizes, add_pooling_layer=False).eval()), 1)]
     return passes
 
 
-def tuned(passes: Mapping[str, Pass], reader: Reader, texts: Sequence[str]) -> list[Rival]:
-    """Gives every pass the token budget at which it is fastest.
+def tuned(passes: Mapping[str, Sequence[Mode]], reader: Reader, texts: Sequence[str]) -> list[Rival]:
+    """Gives every pass the mode and the token budget at which it is fastest.
 
     Args:
         passes: by name.
@@ -92,10 +106,11 @@ def tuned(passes: Mapping[str, Pass], reader: Reader, texts: Sequence[str]) -> l
         The rivals, the fastest first.
     """
     rivals: dict[str, Rival] = {}
-    for name, run in passes.items():
+    for name, modes in passes.items():
         precision: Precision = "int8" if "int8" in name else "fp32"
-        for budget in _BUDGETS:
-            rivals[f"{name} {budget}"] = Rival(name, run, replace(reader, budget=budget), precision)
+        for mode, budget in product(modes, _BUDGETS):
+            own = replace(reader, budget=budget, threads=mode.threads)
+            rivals[f"{name} {mode.threads} {budget}"] = Rival(name, mode.run, own, precision)
     trials = [Contender(trial, repeated(rival.run, rival.reader), [texts]) for trial, rival in rivals.items()]
     rates = {trial: timing.median() for trial, timing in interleave(trials, _TUNING_ROUNDS).items()}
     best: dict[str, Rival] = {}

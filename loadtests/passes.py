@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +13,7 @@ import numpy as np
 import onnxruntime as ort
 from tokenizers import Tokenizer
 
+from serving.packing import pack
 from sparsecbm.tokens import encode, pad
 
 if TYPE_CHECKING:
@@ -22,33 +25,32 @@ SLOW_FUSION = "SkipLayerNormFusion"  # of ONNX Runtime: often slower on processo
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """Tokenises texts and sets them side by side.
+    """Tokenises texts and sets them side by side, by our engine's own rule.
 
     Attributes:
         tokenizer: that never pads.
         pad_id: to fill up with.
-        budget: padded tokens of a batch, whose texts are sorted by length.
+        budget: padded tokens of a batch, whose texts are of similar length.
         length: pad every text to this length instead, in batches of ``budget`` tokens.
+        threads: on which batches run at a time.
     """
 
     tokenizer: Tokenizer
     pad_id: int
     budget: int
     length: int | None = None
+    threads: int = 1
 
     def batches(self, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Ids and mask of each batch, [batch, length] int64."""
-        ids = sorted(encode(self.tokenizer, texts).ids, key=len)
-        start = 0
-        for end in range(1, len(ids) + 1):
-            if end == len(ids) or (end + 1 - start) * (self.length or len(ids[end])) > self.budget:
-                padded, mask = pad(ids[start:end], self.pad_id)
-                start = end
-                if self.length is None:
-                    yield padded, mask
-                    continue
+        ids = encode(self.tokenizer, texts).ids
+        lengths = [self.length or len(row) for row in ids]
+        for rows in pack(lengths, self.budget, self.threads):
+            padded, mask = pad([ids[row] for row in rows], self.pad_id)
+            if self.length is not None:
                 missing = ((0, 0), (0, self.length - padded.shape[1]))
-                yield np.pad(padded, missing, constant_values=self.pad_id), np.pad(mask, missing)
+                padded, mask = np.pad(padded, missing, constant_values=self.pad_id), np.pad(mask, missing)
+            yield padded, mask
 
     def padding(self, batches: Sequence[Sequence[str]]) -> float:
         """Share of the tokens run that is padding."""
@@ -56,15 +58,18 @@ class Reader:
         return 1 - sum(int(mask.sum()) for mask in masks) / sum(mask.size for mask in masks)
 
 
-def repeated(run: Pass, reader: Reader, times: int = 1) -> Callable[[Sequence[str]], None]:
-    """Works on texts as often as there are concepts, each batch being tokenised once."""
+def repeated(run: Pass, reader: Reader, times: int = 1) -> Callable[[Sequence[str]], object]:
+    """Works on texts as often as there are concepts, each batch being tokenised once; batches run on all threads."""
 
-    def work(texts: Sequence[str]) -> None:
-        for ids, mask in reader.batches(texts):
-            for _ in range(times):
-                run(ids, mask)
+    def one(batch: tuple[np.ndarray, np.ndarray]) -> None:
+        for _ in range(times):
+            run(*batch)
 
-    return work
+    if reader.threads == 1:
+        return lambda texts: deque(map(one, reader.batches(texts)), maxlen=0)
+    pool = ThreadPoolExecutor(reader.threads)
+    # The longest texts first, as our engine does.
+    return lambda texts: deque(pool.map(one, reversed(list(reader.batches(texts)))), maxlen=0)
 
 
 def onnx_pass(path: Path, threads: int, fusion: bool) -> Pass:

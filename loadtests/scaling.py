@@ -7,8 +7,7 @@ from random import Random
 from typing import Any
 
 from loadtests.clock import Contender, Timing, interleave, ratio
-from loadtests.contenders import onnx_passes, torch_passes, tuned
-from loadtests.passes import Pass
+from loadtests.contenders import Mode, onnx_passes, torch_passes, tuned
 from loadtests.setting import PRECISIONS, Setting
 from loadtests.texts import text_of
 
@@ -72,7 +71,7 @@ def by_length(setting: Setting, with_rivals: bool, tell: Tell) -> dict[str, Any]
     """
     name = f"ours {setting.manifest.precision}"
     engine = setting.engine(setting.bundle)
-    passes: dict[str, Pass] = {}
+    passes: dict[str, list[Mode]] = {}
     if with_rivals:
         tell("making the rivals")
         passes = onnx_passes(setting.dense(setting.backbone()), setting.threads, fusions=(False,))

@@ -27,11 +27,10 @@ from serving.bottleneck import LabelHead, Reading
 from serving.contract import Answer, Edit, Explain, Flipped, Level, Outcome
 from serving.graphs import ATTRIBUTE, Gradients, Graph, open_attribute, open_explain, open_predict
 from serving.masks import Units, describe_edits, edit_units, read_masks
+from serving.packing import pack
 from sparsecbm.bundle import EXPLAIN_OUTPUTS, PREDICT_OUTPUTS, Manifest, read_bundle
 from sparsecbm.errors import BundleError, InputError, SparseCBMError
 from sparsecbm.tokens import TOKENIZER, openings, pad, tokenizer_from_text
-
-_LEAST_TOKENS = 64  # of a batch that is made smaller only so that every thread has one
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,20 +268,7 @@ class Engine:
         )
 
     def _batches(self, ids: Sequence[np.ndarray], budget: int) -> Iterator[np.ndarray]:
-        """Rows by length, in batches of at most ``budget`` padded tokens (a longer text runs alone).
-
-        A batch ends sooner where it has a thread's share of all texts.
-        """
-        lengths = [len(row) for row in ids]
-        threads = self.settings.threads
-        share = max(_LEAST_TOKENS, math.ceil(sum(lengths) / threads)) if threads > 1 else budget
-        order = np.argsort(lengths, kind="stable")
-        start = 0
-        for end in range(1, len(order) + 1):
-            full = (end - start) * lengths[order[end - 1]] >= share
-            if end == len(order) or full or (end + 1 - start) * lengths[order[end]] > budget:
-                yield order[start:end]
-                start = end
+        return pack([len(row) for row in ids], budget, self.settings.threads)
 
     def _run(
         self, graph: Graph, outputs: Sequence[str], texts: _Texts, budget: int

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -40,14 +42,22 @@ def test_the_papers_way_pads_every_text_to_one_length(setting: Setting) -> None:
 def test_texts_are_run_as_often_as_asked(setting: Setting) -> None:
     seen: list[np.ndarray] = []
     repeated(lambda ids, mask: seen.append(ids), setting.reader(), times=3)(setting.texts)
-    assert len(seen) == 3 and seen[0] is seen[1] is seen[2]
+    batches = len(list(setting.reader().batches(setting.texts)))
+    assert len(seen) == 3 * batches and seen[0] is seen[1] is seen[2]
+
+
+def test_batches_on_several_threads_are_the_same_work(setting: Setting) -> None:
+    seen: list[int] = []
+    reader = replace(setting.reader(), threads=2)
+    repeated(lambda ids, mask: seen.append(int(mask.sum())), reader, times=2)(setting.texts)
+    assert sum(seen) == 2 * setting.lengths().sum()
 
 
 def test_dense_passes_do_the_same_work(setting: Setting) -> None:
     """What ONNX Runtime runs is PyTorch's pass with a classifier on top."""
     backbone = setting.backbone()
     ids, mask = next(iter(setting.reader().batches(setting.texts)))
-    hidden = torch_passes(backbone, threads=1)["dense PyTorch"](ids, mask)
+    hidden = torch_passes(backbone, threads=1)["dense PyTorch"][0].run(ids, mask)
     assert isinstance(hidden, torch.Tensor)
     pooled = mean_over_tokens(hidden, torch.from_numpy(mask))
     expected = dense_model(backbone).read_concepts(pooled[:, None]).logits

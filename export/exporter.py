@@ -232,7 +232,7 @@ def export_bundle(
     if precision not in PRECISIONS[format]:
         known = "; ".join(f"{name} comes in {', '.join(those)}" for name, those in PRECISIONS.items())
         raise BundleError(f"There is no {precision} export in the format {format}: {known}.")
-    if config.bottleneck != "vectors" or not config.training.get("concept_weight", 1):
+    if config.bottleneck != "vectors" or not config.knows_concepts:
         raise BundleError(
             "This checkpoint was trained to compare with, not to serve: "
             + (
@@ -244,7 +244,7 @@ def export_bundle(
         )
     if target.exists() and not (target / MANIFEST).is_file():
         raise BundleError(f"{target} exists and is not a bundle; name another folder.")
-    if (list(data.schema.concepts), list(data.schema.labels)) != (config.concepts, config.labels):
+    if not config.has_task_of(data.schema):
         raise DataError(
             f"The data has other concepts or labels than the checkpoint, which knows "
             f"{[concept.name for concept in config.concepts]} and {config.labels}."

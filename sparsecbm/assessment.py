@@ -69,11 +69,6 @@ class Subject:
     def model(self) -> SparseCBM:
         return self.checkpoint.model
 
-    @property
-    def knows_concepts(self) -> bool:
-        """Whether concepts were learned, which a classifier's are not."""
-        return bool(self.checkpoint.config.training.get("concept_weight", 1))
-
     @cached_property
     def truth(self) -> Tensor:
         return torch.from_numpy(self.data.concepts)
@@ -477,7 +472,7 @@ def summary(name: str, subject: Subject, against: Subject) -> dict[str, Any]:
         "label_difference": difference(against.right, subject.right, subject.drawn),
         "label_mcnemar": mcnemar(against.right, subject.right),
     }
-    if not subject.knows_concepts:
+    if not subject.checkpoint.config.knows_concepts:
         return row
     concepts, others = ((~one.mistaken).double().mean(1).numpy() for one in (subject, against))
     return row | {

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from sparsecbm.backbone import ACTIVATIONS, Backbone, BackboneConfig
 from sparsecbm.bundle import Concept
+from sparsecbm.data import Schema
 from sparsecbm.errors import CheckpointError
 from sparsecbm.folders import atomic_folder
 from sparsecbm.model import SparseCBM
@@ -43,6 +44,15 @@ class CheckpointConfig(BaseModel):
     max_tokens: int = Field(ge=1)
     training: dict[str, Any] = {}
     evaluation: dict[str, Any] = {}
+
+    @property
+    def knows_concepts(self) -> bool:
+        """Whether concepts were learned, which a classifier's are not."""
+        return bool(self.training.get("concept_weight", 1))
+
+    def has_task_of(self, schema: Schema) -> bool:
+        """Whether data have the concepts and labels that the model was trained on, in their order."""
+        return (list(schema.concepts), list(schema.labels)) == (self.concepts, self.labels)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -438,7 +438,7 @@ def _check_same_task(config: CheckpointConfig, folder: Path, data: Dataset, sour
     """Refuses to judge a checkpoint on data of other concepts or labels."""
     from sparsecbm.errors import DataError
 
-    if (list(data.schema.concepts), list(data.schema.labels)) != (config.concepts, config.labels):
+    if not config.has_task_of(data.schema):
         raise DataError(
             f"{source} has other concepts or labels than {folder} was trained on "
             f"({[concept.name for concept in config.concepts]}, {config.labels})."

@@ -59,7 +59,7 @@ def cross_fitted(subject: Subject) -> Outputs:
 def answers(subject: Subject) -> Answers:
     """What a run gets right, as it is and after one correction after another."""
     label = subject.right.astype(np.float64)
-    if not subject.knows_concepts:
+    if not subject.checkpoint.config.knows_concepts:
         return Answers(None, label, {})
     curves = correction_curves(subject, cross_fitted(subject))
     return Answers((~subject.mistaken).double().mean(1).numpy(), label, curves)

@@ -72,6 +72,14 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
 
 
 @pytest.fixture
+def hashing(ledger_url: str) -> Iterator[Ledger]:
+    """The ledger of a server that keeps no texts, in each database."""
+    ledger = Ledger(ledger_url, store_texts=False)
+    yield ledger
+    ledger.close()
+
+
+@pytest.fixture
 def metrics(tmp_path: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Metrics]:
     # Metrics set both for their process, which here goes on to other tests.
     monkeypatch.setattr(values, "ValueClass", values.ValueClass)

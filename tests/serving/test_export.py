@@ -29,14 +29,6 @@ def ledger(ledger_url: str) -> Iterator[Ledger]:
 
 
 @pytest.fixture
-def hashing(ledger_url: str) -> Iterator[Ledger]:
-    """The same ledger, opened by a server that keeps no texts."""
-    ledger = Ledger(ledger_url, store_texts=False)
-    yield ledger
-    ledger.close()
-
-
-@pytest.fixture
 def target(tmp_path: Path) -> str:
     return str(tmp_path / "corrections.csv")
 

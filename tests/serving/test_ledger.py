@@ -26,14 +26,6 @@ def ledger(ledger_url: str) -> Iterator[Ledger]:
     ledger.close()
 
 
-@pytest.fixture
-def hashing(ledger_url: str) -> Iterator[Ledger]:
-    """A ledger that keeps no texts."""
-    ledger = Ledger(ledger_url, store_texts=False)
-    yield ledger
-    ledger.close()
-
-
 def listed(ledger: Ledger, only: Filter) -> list[str]:
     return [record.id for record in ledger.page(100, only=only).interventions]
 

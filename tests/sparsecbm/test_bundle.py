@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from sparsecbm.bundle import FILES as NAMES
 from sparsecbm.bundle import MANIFEST, content_version, file_entry, read_bundle, read_manifest, write_manifest
 from sparsecbm.errors import BundleError
+from tests.sparsecbm.mutation import change_a_part
 
 FILES = sorted(NAMES["onnx"])
 
@@ -326,12 +327,6 @@ JSON = st.recursive(
 )
 
 
-def places(content: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """The path to every part of a JSON value."""
-    items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
-    return [path, *(place for key, part in items for place in places(part, (*path, key)))]
-
-
 @settings(max_examples=300, deadline=None, derandomize=True, database=None)
 @given(data=st.data())
 def test_a_changed_manifest_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
@@ -341,13 +336,7 @@ def test_a_changed_manifest_is_read_or_refused(tmp_path_factory: pytest.TempPath
         (folder / name).touch()
     write_manifest(folder, fields())
     content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    *path, key = data.draw(st.sampled_from(places(content)[1:]))
-    part: Any = content
-    for step in path:
-        part = part[step]
-    part[key] = data.draw(JSON)
-    if data.draw(st.booleans()):
-        del part[key]
+    change_a_part(content, data, JSON)
     with contextlib.suppress(UnicodeEncodeError):
         content["version"] = content_version(content)
     (folder / MANIFEST).write_text(json.dumps(content), encoding="utf-8")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ from tokenizers import Tokenizer
 
 from sparsecbm.errors import CheckpointError
 from sparsecbm.tokens import batches, encode, openings, pad, tokenizer_from_text
+from tests.sparsecbm.mutation import change_a_part
 
 
 @pytest.fixture(scope="module")
@@ -80,24 +80,11 @@ PARTS = st.sampled_from(
 )
 
 
-def places(content: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """The path to every part of a JSON value but to the entries of the vocabulary."""
-    items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
-    inner = [(key, part) for key, part in items if path[-1:] != ("vocab",)]
-    return [path, *(place for key, part in inner for place in places(part, (*path, key)))]
-
-
 @settings(max_examples=200, deadline=None, derandomize=True, database=None)
 @given(data=st.data())
 def test_a_changed_tokenizer_reads_texts_or_is_refused(text: str, data: st.DataObject) -> None:
     content = json.loads(text)
-    *path, key = data.draw(st.sampled_from(places(content)[1:]))
-    part: Any = content
-    for step in path:
-        part = part[step]
-    part[key] = data.draw(PARTS)
-    if data.draw(st.booleans()):
-        del part[key]
+    change_a_part(content, data, PARTS, within="vocab")
     try:
         tokenizer = tokenizer_from_text(json.dumps(content), 64)
     except CheckpointError:
